@@ -1,0 +1,305 @@
+package control
+
+import (
+	"time"
+)
+
+// Methods of the calls that a node answers (wire purpose "call", JSON in and out). Every method may be repeated: a call
+// whose answer was lost is made again with the same parameters and gives the same result.
+const (
+	CallNodeStatus     = "node.status"     // NodeStatusIn → NodeStatus
+	CallVolumeCreate   = "volume.create"   // VolumeCreate → VolumeStatus
+	CallVolumeDelete   = "volume.delete"   // NameOnly → {}
+	CallJournalCreate  = "journal.create"  // JournalCreate → JournalStatus
+	CallJournalDelete  = "journal.delete"  // NameOnly → {}
+	CallGroupConfigure = "group.configure" // GroupSpec → GroupStatus
+	CallGroupSuspend   = "group.suspend"   // GroupSuspend → GroupStatus
+	CallGroupResume    = "group.resume"    // GroupResume → GroupStatus
+	CallGroupDelete    = "group.delete"    // NameOnly → {}
+
+	CallMigrateCheck      = "migrate.check"      // MigrationSpec → MigrationCheck
+	CallMigrateRegister   = "migrate.register"   // MigrationSpec → {} ; to secondary, source, target
+	CallMigrateThrough    = "migrate.through"    // MigrationID → {} ; to the target
+	CallMigrateRun        = "migrate.run"        // MigrationID → {} ; to the target, returns at once
+	CallMigrateStatus     = "migrate.status"     // MigrationID → MigrationStatus ; any of the three
+	CallMigrateCancel     = "migrate.cancel"     // MigrationID → {} ; a move that has not been run: forget it
+	CallMigrateDeregister = "migrate.deregister" // MigrationID → {} ; to secondary, target, source in this order
+
+	CallMigrateSeal   = "migrate.seal"   // MigrationID → Handover ; target to source
+	CallMigrateReopen = "migrate.reopen" // MigrationID → ReopenResult ; target (or manager after the opposite swap) to source
+	CallMigrateSource = "migrate.source" // MigrationID → MigrationStatus ; target to secondary: tells it, learns its cursors
+	CallMigrateSingle = "migrate.single" // MigrationID → {} ; target to secondary
+)
+
+// NameOnly names one object of the called node.
+type NameOnly struct {
+	Name string `json:"name"`
+}
+
+// MigrationID names a move.
+type MigrationID struct {
+	ID string `json:"id"`
+}
+
+// VolumeCreate asks for a volume. Device empty: DATA-DIR/volumes/NAME.raw.
+type VolumeCreate struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	Device string `json:"device"`
+}
+
+// JournalCreate asks for a journal of Size bytes in all; Devices empty: DATA-DIR/journals/NAME.jnl.
+type JournalCreate struct {
+	Name    string   `json:"name"`
+	Size    int64    `json:"size"`
+	Devices []string `json:"devices"`
+}
+
+// VolumeStatus is a node's word on one of its volumes. Nil: not known.
+type VolumeStatus struct {
+	Name         string  `json:"name"`
+	ID           string  `json:"id"`
+	Size         int64   `json:"size"`
+	Device       string  `json:"device"`
+	Group        string  `json:"group"`
+	Role         string  `json:"role"`  // "lone", "primary", "secondary", "target", "source", "retired"
+	Mode         string  `json:"mode"`  // normal, through, pending, migrating; or readonly, moved, failed
+	State        string  `json:"state"` // "ok" or what is wrong
+	Applied      *uint64 `json:"applied"`
+	ChangedBytes *int64  `json:"changed_bytes"`
+	PresentBytes *int64  `json:"present_bytes"`
+}
+
+// JournalStatus is a node's word on one of its journals (document Fig. 22A).
+type JournalStatus struct {
+	Name        string   `json:"name"`
+	Size        int64    `json:"size"`
+	Used        int64    `json:"used_bytes"`
+	Capacity    int64    `json:"capacity_bytes"`
+	Group       string   `json:"group"`
+	Devices     []string `json:"devices"`
+	Stored      uint64   `json:"stored"`
+	Transferred uint64   `json:"transferred"`
+	Applied     uint64   `json:"applied"`
+	Discarded   uint64   `json:"discarded"`
+}
+
+// Roles of a node in a group.
+const (
+	RolePrimary   = "primary"
+	RoleSecondary = "secondary"
+	RoleTarget    = "target"  // of a move, not yet or just now primary
+	RoleSource    = "source"  // sealed by a move, still feeding target and secondary
+	RoleRetired   = "retired" // deregistered; refuses hosts for ever
+)
+
+// GroupSpec is what the manager wants a node to do for a group: the group, and where to find the others. A node takes
+// its Role from the spec only when it does not have the group yet; later roles come from moves.
+type GroupSpec struct {
+	Group   Group             `json:"group"`
+	Role    string            `json:"role"`    // RolePrimary or RoleSecondary
+	Address map[string]string `json:"address"` // node → frames address
+}
+
+// GroupSuspend asks the primary to stop copying and to mark what changes.
+type GroupSuspend struct {
+	Name string `json:"name"`
+}
+
+// GroupResume asks the primary to resync from the changed map.
+type GroupResume struct {
+	Name              string `json:"name"`
+	AllowInconsistent bool   `json:"allow_inconsistent"`
+}
+
+// GroupStatus is a node's word on a group it has a role in; sequences are this node's own.
+type GroupStatus struct {
+	Name       string `json:"name"`
+	Role       string `json:"role"`
+	State      string `json:"state"` // as INTERFACE §3; the secondary says "paired" or "failed", "split-brain"
+	Epoch      uint64 `json:"epoch"`
+	Node       string `json:"node"`        // the epoch's node
+	CopySource string `json:"copy_source"` // secondary and target: "a" or "transitional a->b"
+	Peer       string `json:"peer"`        // the node at the other end of the copy link
+	LinkUp     bool   `json:"link_up"`
+
+	Appended uint64 `json:"appended"` // primary; stored at a secondary
+	Durable  uint64 `json:"durable"`
+	Sent     uint64 `json:"sent"`
+	Acked    uint64 `json:"acked"`
+	Applied  uint64 `json:"applied"` // secondary's own; at a primary what the secondary last told
+	Heard    bool   `json:"heard"`   // Applied and Acked are known in this run
+
+	LagBytes     int64   `json:"lag_bytes"`
+	LagSeconds   float64 `json:"lag_seconds"`
+	ChangedBytes int64   `json:"changed_bytes"`
+	Consistent   bool    `json:"consistent"`
+	WANBytesSent int64   `json:"wan_bytes_sent"` // by this node
+	BlockedOn    string  `json:"blocked_on"`
+	Error        string  `json:"error"`
+
+	JournalUsed     int64       `json:"journal_used"`
+	JournalCapacity int64       `json:"journal_capacity"`
+	Copy            *CopyStatus `json:"copy"`
+}
+
+// CopyStatus is a background copy under way.
+type CopyStatus struct {
+	Kind       string   `json:"kind"` // initial, resync, migration
+	Percent    float64  `json:"percent"`
+	BytesDone  int64    `json:"bytes_done"`
+	BytesTotal int64    `json:"bytes_total"`
+	ETASeconds *float64 `json:"eta_seconds"`
+}
+
+// NodeStatus is all that a node says of itself.
+type NodeStatus struct {
+	Name       string            `json:"name"`
+	Install    string            `json:"install"`
+	Instance   string            `json:"instance"`
+	Volumes    []VolumeStatus    `json:"volumes"`
+	Journals   []JournalStatus   `json:"journals"`
+	Groups     []GroupStatus     `json:"groups"`
+	Migrations []MigrationStatus `json:"migrations"`
+}
+
+// MigrationSpec is a move as its three nodes learn it; each keeps it on disk.
+type MigrationSpec struct {
+	ID            string            `json:"id"`
+	Group         Group             `json:"group"` // as at registration; Epoch is the source's e
+	Source        string            `json:"source"`
+	Target        string            `json:"target"`
+	Secondary     string            `json:"secondary"`
+	Volumes       []MovedVolume     `json:"volumes"`
+	SourceJournal string            `json:"source_journal"` // NODE/NAME
+	TargetJournal string            `json:"target_journal"`
+	InFlight      string            `json:"in_flight"`
+	Limit         int64             `json:"limit"`
+	Address       map[string]string `json:"address"`
+}
+
+// MigrationCheck lists why a move would be refused by the called node, and what it would need.
+type MigrationCheck struct {
+	Refusals   []string `json:"refusals"`
+	DataBytes  int64    `json:"data_bytes"`  // source: bytes that are not holes
+	FreeBytes  int64    `json:"free_bytes"`  // target: room on the file system below
+	Backlog    int64    `json:"backlog"`     // source: records not yet at the secondary
+	WriteBytes int64    `json:"write_bytes"` // source: bytes written per second just now
+}
+
+// Handover is what a sealed source gives to the target (S906): everything the target needs to go on at Cut+1.
+type Handover struct {
+	ID      string     `json:"id"`
+	Epoch   uint64     `json:"epoch"` // e
+	Cut     uint64     `json:"cut"`   // N; the fence is record N
+	Table   []TableRow `json:"table"`
+	Done    []byte     `json:"done"`    // table of done requests, volume's encoding
+	State   string     `json:"state"`   // pair state
+	Changed [][]byte   `json:"changed"` // changed maps, one a volume, in the order of the group's pairs; nil: nothing marked
+	Acked   uint64     `json:"acked"`   // what the secondary is known to have durable
+}
+
+// TableRow mirrors record.Row.
+type TableRow struct {
+	Epoch       uint64 `json:"epoch"`
+	Incarnation uint32 `json:"incarnation"`
+	Node        string `json:"node"`
+	First       uint64 `json:"first"`
+	Last        uint64 `json:"last"`
+	Closed      bool   `json:"closed"`
+}
+
+// ReopenResult says in which epoch the source serves after a refused move.
+type ReopenResult struct {
+	Epoch uint64 `json:"epoch"`
+}
+
+// MigrationStatus is a node's word on a move it takes part in.
+type MigrationStatus struct {
+	ID      string            `json:"id"`
+	Node    string            `json:"node"`
+	Role    string            `json:"role"`  // source, target, secondary
+	Phase   string            `json:"phase"` // target: as INTERFACE §3, from registered to filled, or failed
+	Modes   map[string]string `json:"modes"` // target: NODE/VOL → mode
+	Cut     *uint64           `json:"cut"`
+	Epoch   *uint64           `json:"epoch"`
+	PauseMS *float64          `json:"pause_ms"`
+	Refused bool              `json:"refused"` // target: has durably refused e+1; source: serves in e+2 or still in e
+	Sealed  bool              `json:"sealed"`  // source
+	Drained bool              `json:"drained"` // source: the secondary has all ≤ N durable
+	Serving uint64            `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
+	Total   int64             `json:"regions_total"`
+	Present int64             `json:"regions_present"`
+	// Bytes fetched from the source.
+	Background   int64  `json:"bytes_background"`
+	OnDemand     int64  `json:"bytes_on_demand"`
+	TwiceBytes   int64  `json:"bytes_twice"` // fetched more than once (after a crash)
+	WANBytesSent int64  `json:"wan_bytes_sent"`
+	BlockedOn    string `json:"blocked_on"`
+	Error        string `json:"error"`
+	Steps        []Step `json:"steps"`
+}
+
+// What nodes and gateways tell the manager (HTTP POST, JSON), and what they hear.
+const (
+	PathNodeSync    = "/v1/internal/nodes/%s/sync"        // NodeReport → NodeSyncReply, every 2 s and at start
+	PathGatewaySync = "/v1/internal/gateways/%s/sync"     // GatewayReport → RouteTable, held until routes change or 5 s
+	PathDecide      = "/v1/internal/migrations/%s/decide" // DecideRequest → DecideReply
+)
+
+// NodeReport registers a node and keeps it known as up.
+type NodeReport struct {
+	Node Node `json:"node"`
+}
+
+// NodeSyncReply: Refused is not empty if another live process has this name.
+type NodeSyncReply struct {
+	Refused string `json:"refused"`
+}
+
+// GatewayReport registers a gateway and confirms routes: Applied is the revision in force here.
+type GatewayReport struct {
+	Gateway Gateway         `json:"gateway"`
+	Applied uint64          `json:"applied"`
+	Vvols   []GatewayedVvol `json:"vvols"`
+}
+
+// GatewayedVvol is a virtual volume as a gateway has it.
+type GatewayedVvol struct {
+	Name     string `json:"name"`
+	Sessions int    `json:"sessions"`
+	Epoch    uint64 `json:"epoch"`
+}
+
+// RouteTable is what gateways route by.
+type RouteTable struct {
+	Refused  string  `json:"refused"`
+	Revision uint64  `json:"revision"`
+	Routes   []Route `json:"routes"`
+}
+
+// Route says where a virtual volume is served.
+type Route struct {
+	Vvol     string `json:"vvol"`
+	Size     int64  `json:"size"`
+	Node     string `json:"node"`
+	Address  string `json:"address"`
+	Volume   string `json:"volume"` // its name at the node
+	Epoch    uint64 `json:"epoch"`
+	ReadOnly bool   `json:"read_only"`
+	InFlight string `json:"in_flight"`
+	Hosts    []Host `json:"hosts"`
+}
+
+// DecideRequest asks for the one compare-and-swap of a move: {primary source, epoch e} → {target, e+1}.
+type DecideRequest struct {
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"` // e
+	Cut   uint64 `json:"cut"`
+}
+
+// DecideReply: Decided is DecidedTarget or DecidedSource, whoever asked.
+type DecideReply struct {
+	Decided string    `json:"decided"`
+	At      time.Time `json:"at"`
+}

@@ -1,0 +1,192 @@
+// Package control is the vocabulary of the control state: the objects that the manager stores, the transitions they may
+// make, the Store that keeps them, and the calls between manager and nodes. It imports nothing of ours.
+//
+// Facts have one owner. The manager owns names and wishes (which volumes, which groups, which move). A node owns what
+// is on its disks: volumes, logs, epochs it has opened, refused or sealed. Where the two differ on an epoch, the node's
+// own durable record wins and the store is corrected.
+package control
+
+import "time"
+
+// Object kinds, the first part of every key in the Store.
+const (
+	KindNode      = "nodes"
+	KindGateway   = "gateways"
+	KindVolume    = "volumes"  // key NODE/NAME
+	KindJournal   = "journals" // key NODE/NAME
+	KindVvol      = "vvols"
+	KindGroup     = "groups"
+	KindMigration = "migrations" // key ID = GROUP-N
+	KindOperation = "operations"
+	KindEvent     = "events"
+)
+
+// Node is a registered storage node. Install is the random identity of its data directory, Instance that of one run.
+type Node struct {
+	Name     string    `json:"name"`
+	Site     string    `json:"site"`
+	Install  string    `json:"install"`
+	Instance string    `json:"instance"`
+	Address  string    `json:"address"` // for frames: calls, io, streams
+	NBD      []string  `json:"nbd"`     // its own exports: host:port or unix:PATH
+	Since    time.Time `json:"since"`
+}
+
+// Gateway is a registered gateway or agent.
+type Gateway struct {
+	Name     string    `json:"name"`
+	Site     string    `json:"site"`
+	Install  string    `json:"install"`
+	Instance string    `json:"instance"`
+	NBD      []string  `json:"nbd"`
+	Since    time.Time `json:"since"`
+}
+
+// Volume is a block device of a node. Group is empty for a lone volume.
+type Volume struct {
+	Node   string `json:"node"`
+	Name   string `json:"name"`
+	ID     string `json:"id"`
+	Size   int64  `json:"size"` // bytes
+	Device string `json:"device"`
+	Group  string `json:"group"`
+}
+
+// Journal is a journal of a node; Group is the group it serves, empty if none.
+type Journal struct {
+	Node    string   `json:"node"`
+	Name    string   `json:"name"`
+	Size    int64    `json:"size"` // bytes
+	Devices []string `json:"devices"`
+	Group   string   `json:"group"`
+}
+
+// Host may open a virtual volume.
+type Host struct {
+	Name     string `json:"name"` // TLS name, or IP address
+	ReadOnly bool   `json:"read_only"`
+}
+
+// Vvol is what a host opens by name. No hosts: everybody on loopback, nobody elsewhere.
+type Vvol struct {
+	Name     string `json:"name"`
+	Volume   string `json:"volume"` // NODE/NAME
+	Size     int64  `json:"size"`
+	Hosts    []Host `json:"hosts"`
+	InFlight string `json:"in_flight"` // policy of the latest switch
+}
+
+// Pair is a primary volume and its secondary; Number is theirs in the group's log, from 1, never used again.
+type Pair struct {
+	Number    uint16 `json:"number"`
+	Primary   string `json:"primary"`   // NODE/NAME
+	Secondary string `json:"secondary"` // NODE/NAME
+	Size      int64  `json:"size"`
+}
+
+// Group is a consistency group. Primary and Epoch change only by a decision (see Migration).
+type Group struct {
+	Name             string `json:"name"`
+	Mode             string `json:"mode"`
+	Log              string `json:"log"`
+	Transfer         string `json:"transfer"`
+	Retain           string `json:"retain"`
+	Epoch            uint64 `json:"epoch"`
+	Primary          string `json:"primary"`
+	Secondary        string `json:"secondary"`
+	PrimaryJournal   string `json:"primary_journal"`
+	SecondaryJournal string `json:"secondary_journal"`
+	Pairs            []Pair `json:"pairs"`
+	NextNumber       uint16 `json:"next_number"`
+	Suspended        bool   `json:"suspended"` // by command
+	Migrations       int    `json:"migrations"`
+	Revision         uint64 `json:"revision"` // raised by every change; nodes ignore an older spec
+}
+
+// Decision values of a Migration.
+const (
+	DecidedNone   = ""
+	DecidedTarget = "target" // epoch e+1
+	DecidedSource = "source" // epoch e+2
+)
+
+// Migration is one move of a group's primary. Epoch is the source's epoch e when the move was registered: the target
+// may open e+1, and if that is refused the source goes on in e+2.
+type Migration struct {
+	ID            string            `json:"id"`
+	Group         string            `json:"group"`
+	Source        string            `json:"source"`
+	Target        string            `json:"target"`
+	Strategy      string            `json:"strategy"`
+	Backlog       string            `json:"backlog"`
+	Mirror        bool              `json:"mirror"`
+	InFlight      string            `json:"in_flight"`
+	Limit         int64             `json:"limit"` // bytes a second; 0: none
+	Commit        bool              `json:"commit"`
+	Epoch         uint64            `json:"base_epoch"`
+	Volumes       []MovedVolume     `json:"volumes"`
+	SourceJournal string            `json:"source_journal"`
+	TargetJournal string            `json:"target_journal"`
+	Phase         string            `json:"phase"`
+	Decided       string            `json:"decided"`
+	Error         string            `json:"error"`
+	Steps         []Step            `json:"steps"`
+	Labels        map[string]string `json:"labels,omitempty"`
+	WANBytesStart int64             `json:"wan_bytes_start"`
+}
+
+// MovedVolume maps one volume of the group onto its place at the target.
+type MovedVolume struct {
+	Number uint16 `json:"number"`
+	Source string `json:"source"` // NODE/NAME
+	Target string `json:"target"` // NODE/NAME
+	Size   int64  `json:"size"`
+}
+
+// Step is one completed step of a move.
+type Step struct {
+	Step string    `json:"step"`
+	At   time.Time `json:"at"`
+}
+
+// Steps of a move, in order (INTERFACE `steps[].step`; kill points use the same names).
+const (
+	StepRegister   = "register"   // S603-604, manager
+	StepCopy       = "copy"       // copy-first only
+	StepThrough    = "through"    // S701
+	StepSwitch     = "switch"     // S702-704, manager and gateways
+	StepPend       = "pend"       // S802, target
+	StepSeal       = "seal"       // S901-906, source
+	StepDecide     = "decide"     // the compare-and-swap, manager
+	StepSource     = "source"     // S807-809, target and secondary
+	StepRun        = "run"        // S810-811, target
+	StepDrained    = "drained"    // S907-910, source
+	StepSingle     = "single"     // S818, secondary
+	StepFill       = "fill"       // S911-916, S820-822, target
+	StepDeregister = "deregister" // S1601-1602, manager
+)
+
+// Phases of a move: the last thing completed.
+const (
+	PhaseRegistered   = "registered"
+	PhaseCopying      = "copying"
+	PhaseThrough      = "through"
+	PhaseSwitched     = "switched"
+	PhasePending      = "pending"
+	PhaseTransitional = "transitional"
+	PhaseMigrating    = "migrating"
+	PhaseFilled       = "filled"
+	PhaseCommitted    = "committed"
+	PhaseAborted      = "aborted"
+	PhaseFailed       = "failed"
+)
+
+// Event is something that happened, for `gantline events`.
+type Event struct {
+	Revision uint64    `json:"revision"`
+	At       time.Time `json:"at"`
+	Object   string    `json:"object"`
+	Kind     string    `json:"kind"`
+	Cause    string    `json:"cause"`
+	Message  string    `json:"message"`
+}
