@@ -1,0 +1,79 @@
+# Every target works in a fresh clone: nothing is taken from the environment but PATH. `make test` is what CI runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+# A service account may have no HOME; Go then has no place for its caches.
+ifeq ($(strip $(HOME)),)
+export HOME := $(CURDIR)/build/home
+endif
+
+# A clone owned by another user or a source archive has no usable version control data; a build must not fail for that.
+export GOFLAGS := -buildvcs=false
+export GOTOOLCHAIN := local
+export CGO_ENABLED := 0
+
+GO ?= go
+# sbin: mkfs and losetup are outside a normal user's PATH on Debian.
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+# Whole systems: real processes, whole sites in one process. They find interleavings by load and kill points, which the
+# race detector's slowdown hides; the packages below them run with it.
+SYSTEM  := ./test/... ./internal/demo/... ./cmd/...
+FUZZ    ?= 60s
+SOAK    ?= 1h
+BENCH   ?=
+
+.PHONY: all build demo test tools format vet unit system fuzz fuzz-slice soak bench lint clean
+
+all: build
+
+build:
+	$(GO) build -o bin/gantline ./cmd/gantline
+
+demo: build
+	bin/gantline demo $(DEMO)
+
+test: tools format vet build unit system fuzz-slice
+
+# Installs the clients and peers that the tests drive, if they are not there.
+tools:
+	scripts/tools.sh
+
+format:
+	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard -- '*.go' 2>/dev/null || find . -name '*.go')); \
+	if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+
+# The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it.
+unit:
+	CGO_ENABLED=1 $(GO) test -race -timeout 8m $$($(GO) list ./internal/... | grep -v -e /internal/demo$$)
+
+# bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
+system: build
+	pkgs=$$($(GO) list $(SYSTEM) 2>/dev/null); \
+	if [ -n "$$pkgs" ]; then GANTLINE_BIN=$(CURDIR)/bin/gantline $(GO) test -count=1 -p 1 -timeout 12m $$pkgs; fi
+
+# Every fuzz target in turn: make fuzz FUZZ=10m
+fuzz:
+	scripts/fuzz.sh $(FUZZ)
+
+fuzz-slice:
+	scripts/fuzz.sh 3s
+
+# Whole systems over and over with new seeds until the time is over or something fails: make soak SOAK=8h
+soak: build tools
+	scripts/soak.sh $(SOAK)
+
+# Ourselves beside nbdkit, qemu-nbd and blockdev-mirror in one run: make bench BENCH='-run write -runs 5'
+bench: build tools
+	$(GO) run ./bench -gantline bin/gantline $(BENCH)
+
+lint:
+	scripts/lint.sh
+
+clean:
+	rm -rf bin build
