@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // A copy is: magic "GTLSTATE", version u32, generation u64, length u32, crc32c u32 of all before it and the body, body.
@@ -19,6 +21,8 @@ const (
 	magic      = "GTLSTATE"
 	version    = 1
 	headerSize = 8 + 4 + 8 + 4 + 4
+	// preparedSize is what a copy's file has from the start.
+	preparedSize = 64 << 10
 	// MaxSize bounds a record: what is larger is not a state record of ours.
 	MaxSize = 64 << 20
 )
@@ -68,8 +72,8 @@ func Open(path string) (f *File, body []byte, repaired string, err error) {
 
 func damaged(err error) bool { return err != nil && !errors.Is(err, fs.ErrNotExist) }
 
-// Save makes body durable: first the copy that does not hold the newest good record's only instance. Both copies are
-// replaced by rename, so that whatever dies, one whole copy stands.
+// Save makes body durable, one copy after the other: whatever dies, and whatever a half-written sector holds then, the
+// copy not being written is whole.
 func (f *File) Save(body []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -103,16 +107,19 @@ func readCopy(path string) (body []byte, gen uint64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	if len(bytes.TrimRight(raw, "\x00")) == 0 {
+		return nil, 0, fs.ErrNotExist // died between making the file and the first Save
+	}
 	if len(raw) < headerSize || !bytes.Equal(raw[:8], []byte(magic)) {
 		return nil, 0, fmt.Errorf("%s is not a state record", path)
 	}
 	if v := binary.LittleEndian.Uint32(raw[8:]); v != version {
 		return nil, 0, fmt.Errorf("%s has format version %d, this program reads %d", path, v, version)
 	}
-	if n := binary.LittleEndian.Uint32(raw[20:]); int(n) != len(raw)-headerSize {
-		return nil, 0, fmt.Errorf("%s has %d bytes of body, its header says %d", path, len(raw)-headerSize, n)
+	if n := binary.LittleEndian.Uint32(raw[20:]); int64(n) > int64(len(raw)-headerSize) {
+		return nil, 0, fmt.Errorf("%s has room for %d bytes of body, its header says %d", path, len(raw)-headerSize, n)
 	}
-	body = raw[headerSize:]
+	body = raw[headerSize:][:binary.LittleEndian.Uint32(raw[20:])]
 	crc := crc32.Update(crc32.Checksum(raw[:24], castagnoli), castagnoli, body)
 	if crc != binary.LittleEndian.Uint32(raw[24:]) {
 		return nil, 0, fmt.Errorf("%s: checksum does not match", path)
@@ -120,30 +127,47 @@ func readCopy(path string) (body []byte, gen uint64, err error) {
 	return body, binary.LittleEndian.Uint64(raw[12:]), nil
 }
 
-// replace writes a file beside path, makes it durable, and gives it path's name.
+// replace overwrites one copy in place and makes it durable. The file keeps its written blocks, so a Save of the usual
+// size costs two fdatasyncs and no commit of the file system's own journal: moves save while hosts wait.
 func replace(path string, raw []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = create(path)
+	}
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(raw)
+	_, err = f.WriteAt(raw, 0)
+	if err == nil {
+		err = unix.Fdatasync(int(f.Fd()))
+	}
+	return errors.Join(err, f.Close())
+}
+
+// create makes a file of preparedSize written zeros, whose name is durable.
+func create(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Write(make([]byte, preparedSize))
 	if err == nil {
 		err = f.Sync()
 	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
 	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return errors.Join(dir.Sync(), dir.Close())
 }

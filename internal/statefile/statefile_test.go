@@ -24,10 +24,10 @@ func TestOneBadCopyIsRepairedAndTold(t *testing.T) {
 		for name, spoil := range map[string]func(path string) error{
 			"flipped": func(p string) error {
 				raw, err := os.ReadFile(p)
-				raw[len(raw)-1] ^= 1
+				raw[headerSize] ^= 1
 				return errors.Join(err, os.WriteFile(p, raw, 0o600))
 			},
-			"truncated": func(p string) error { return os.Truncate(p, 5) },
+			"truncated": func(p string) error { return os.Truncate(p, headerSize) },
 		} {
 			t.Run(name+suffix, func(t *testing.T) {
 				path := filepath.Join(t.TempDir(), "state")
