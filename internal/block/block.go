@@ -1,5 +1,3 @@
-// Package block has the device interface below every volume and journal, the request that travels from a host to a
-// volume, and the durable bitmap. It imports nothing of ours.
 package block
 
 // Device is a run of bytes on a file, a raw device or in memory. All methods may be called concurrently; the caller

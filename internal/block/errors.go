@@ -18,6 +18,18 @@ var (
 	ErrSession     = errors.New("session was ended by the node")
 )
 
+// What opening and using a device can end in besides; these do not travel.
+var (
+	// ErrInUse: the file or device is open already, here or in another process, under whatever path.
+	ErrInUse = errors.New("file or device is already in use")
+	// ErrClosed: the device has been closed.
+	ErrClosed = errors.New("device is closed")
+	// ErrCrashed: the Crashable has been crashed or its process killed; what survived is in the device that followed.
+	ErrCrashed = errors.New("device has crashed")
+	// ErrNoBitmap: no page of a bitmap was found where one was expected.
+	ErrNoBitmap = errors.New("device holds no bitmap")
+)
+
 // MovedError answers a request sent to a node that no longer serves the volume: it names who does.
 type MovedError struct {
 	Node    string // the serving node, as far as this node knows
