@@ -1,0 +1,39 @@
+package volume
+
+import "gantline/internal/record"
+
+// Cursors of a log: Trimmed ≤ Durable ≤ Appended. Records in (Trimmed, Appended] are there.
+type Cursors struct{ Trimmed, Durable, Appended record.Seq }
+
+// Log is the ordered log of a group, as package journal keeps it on disk. Its methods may be called concurrently.
+//
+// A failed Append (but for ErrFull) or Sync ends the use of the log: all later calls fail until it is opened anew.
+type Log interface {
+	// Append adds records numbered Appended()+1 on, inside the open row. Data is not needed after the return. An error
+	// that is ErrFull has changed nothing.
+	Append(recs []record.Record) error
+	// AppendAfterGap is Append for a receiver: a leading OpBegin may leave a gap.
+	AppendAfterGap(recs []record.Record) error
+	// Sync makes durable all that was appended before the call and returns the durable cursor. Callers that come while
+	// one runs share the next.
+	Sync() (record.Seq, error)
+	// Read returns records from `from` on in order, at least one if there is one, at most maxRecords and, beyond the
+	// first, maxBytes of data. ErrTrimmed: `from` has been freed.
+	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)
+	// Trim frees all records up to and including upTo; durable when it returns.
+	Trim(upTo record.Seq) error
+	// OpenRow durably begins a row of the epoch table at Appended()+1.
+	OpenRow(row record.Row) error
+	// Cut durably drops everything above upTo.
+	Cut(upTo record.Seq) error
+	// Reset forgets all records; the next is base+1.
+	Reset(base record.Seq, table record.Table) error
+	// SetMeta durably replaces the owner's blob of at most 16 KiB.
+	SetMeta([]byte) error
+	Meta() []byte
+	Cursors() Cursors
+	Table() record.Table
+	// Space in bytes.
+	Space() (used, capacity int64)
+	Close() error
+}
