@@ -1,0 +1,203 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"net"
+
+	"gantline/internal/record"
+)
+
+// Batch carries records of a group's log, in sequence order.
+type Batch struct {
+	Mark    record.Seq // the primary's durable mark as the receiver may believe it
+	Records []record.Record
+}
+
+// Ack is what a receiver has; cumulative.
+type Ack struct {
+	Stored, Durable, Applied record.Seq
+}
+
+// Heartbeat carries the durable mark when there is nothing else to send.
+type Heartbeat struct {
+	Mark record.Seq
+}
+
+// Range is what a receiver that pulls asks for.
+type Range struct {
+	From       record.Seq
+	MaxRecords uint32
+	MaxBytes   uint32
+}
+
+// A batch's body: mark u64, number of records u32, 0 u32; then that many entries; then their data, one behind the
+// other, without padding. An entry:
+//
+//	0   seq u64          24  offset u64      48  session u64
+//	8   epoch u64        32  length u32      56  request u64
+//	16  incarnation u32  36  crc u32         64  mark u64
+//	20  op u8            40  time i64        72  data length u32
+//	21  flags u8                             76  0 u32
+//	22  volume u16
+const (
+	batchHeadSize = 16
+	entrySize     = 80
+
+	// MaxBatchRecords bounds the records of one batch.
+	MaxBatchRecords = 16384
+)
+
+// BatchSize is the size of the frame that carries n records with so many bytes of data.
+func BatchSize(n, bytes int) int { return headerSize + batchHeadSize + n*entrySize + bytes }
+
+// EncodeBatch returns the body of a batch: one buffer with everything but the data, then the records' data, which is
+// not copied.
+func EncodeBatch(b Batch) (net.Buffers, error) {
+	if len(b.Records) > MaxBatchRecords {
+		return nil, fmt.Errorf("batch of %d records, limit %d", len(b.Records), MaxBatchRecords)
+	}
+	head := make([]byte, batchHeadSize+len(b.Records)*entrySize)
+	out := make(net.Buffers, 1, 1+len(b.Records))
+	out[0] = head
+	binary.LittleEndian.PutUint64(head, uint64(b.Mark))
+	binary.LittleEndian.PutUint32(head[8:], uint32(len(b.Records)))
+	size := len(head)
+	for i := range b.Records {
+		r := &b.Records[i]
+		putEntry(head[batchHeadSize+i*entrySize:], r)
+		if len(r.Data) > 0 {
+			out = append(out, r.Data)
+		}
+		if len(r.Data) > MaxPayload {
+			return nil, fmt.Errorf("record %d of %d bytes, limit %d", r.Seq, len(r.Data), MaxPayload)
+		}
+		size += len(r.Data)
+	}
+	if size > MaxBatchBody {
+		return nil, fmt.Errorf("batch of %d bytes, limit %d", size, MaxBatchBody)
+	}
+	return out, nil
+}
+
+func putEntry(e []byte, r *record.Record) {
+	le := binary.LittleEndian
+	le.PutUint64(e[0:], uint64(r.Seq))
+	le.PutUint64(e[8:], r.Epoch)
+	le.PutUint32(e[16:], uint32(r.Incarnation))
+	e[20], e[21] = byte(r.Op), r.Flags
+	le.PutUint16(e[22:], uint16(r.Volume))
+	le.PutUint64(e[24:], r.Offset)
+	le.PutUint32(e[32:], r.Length)
+	le.PutUint32(e[36:], r.CRC)
+	le.PutUint64(e[40:], uint64(r.Time))
+	le.PutUint64(e[48:], r.Session)
+	le.PutUint64(e[56:], r.Request)
+	le.PutUint64(e[64:], uint64(r.Mark))
+	le.PutUint32(e[72:], uint32(len(r.Data)))
+}
+
+func getEntry(e []byte) (record.Record, int) {
+	le := binary.LittleEndian
+	return record.Record{
+		Seq:         record.Seq(le.Uint64(e[0:])),
+		Epoch:       le.Uint64(e[8:]),
+		Incarnation: record.Incarnation(le.Uint32(e[16:])),
+		Op:          record.Op(e[20]),
+		Flags:       e[21],
+		Volume:      record.VolumeNumber(le.Uint16(e[22:])),
+		Offset:      le.Uint64(e[24:]),
+		Length:      le.Uint32(e[32:]),
+		CRC:         le.Uint32(e[36:]),
+		Time:        int64(le.Uint64(e[40:])),
+		Session:     le.Uint64(e[48:]),
+		Request:     le.Uint64(e[56:]),
+		Mark:        record.Seq(le.Uint64(e[64:])),
+	}, int(le.Uint32(e[72:]))
+}
+
+// DecodeBatch reads a batch's body. The records' data are slices of it. Each record's CRC is checked against its data:
+// it was computed where the host's write was numbered, so it also guards every hop before this one.
+func DecodeBatch(body []byte) (Batch, error) {
+	if len(body) < batchHeadSize {
+		return Batch{}, fmt.Errorf("%w: batch of %d bytes", ErrFrame, len(body))
+	}
+	n := int(binary.LittleEndian.Uint32(body[8:]))
+	if n > MaxBatchRecords || batchHeadSize+n*entrySize > len(body) {
+		return Batch{}, fmt.Errorf("%w: batch of %d bytes with %d records", ErrFrame, len(body), n)
+	}
+	b := Batch{Mark: record.Seq(binary.LittleEndian.Uint64(body)), Records: make([]record.Record, n)}
+	data := body[batchHeadSize+n*entrySize:]
+	for i := range b.Records {
+		r, size := getEntry(body[batchHeadSize+i*entrySize:])
+		if size > len(data) {
+			return Batch{}, fmt.Errorf("%w: data of record %d ends beyond the batch", ErrFrame, r.Seq)
+		}
+		if size > 0 {
+			r.Data, data = data[:size:size], data[size:]
+			if crc := crc32.Checksum(r.Data, castagnoli); crc != r.CRC {
+				return Batch{}, fmt.Errorf("%w: record %d fails its checksum", ErrFrame, r.Seq)
+			}
+		}
+		b.Records[i] = r
+	}
+	if len(data) != 0 {
+		return Batch{}, fmt.Errorf("%w: %d bytes behind the batch's data", ErrFrame, len(data))
+	}
+	return b, nil
+}
+
+// WriteBatch writes a batch as one frame and waits while too much is queued.
+func (c *Conn) WriteBatch(b Batch) error {
+	parts, err := EncodeBatch(b)
+	if err != nil {
+		return err
+	}
+	return c.WriteFrame(TypeBatch, parts...)
+}
+
+// EncodeAck and its like return the body of their frame.
+func EncodeAck(a Ack) []byte {
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 24), uint64(a.Stored))
+	b = binary.LittleEndian.AppendUint64(b, uint64(a.Durable))
+	return binary.LittleEndian.AppendUint64(b, uint64(a.Applied))
+}
+
+// DecodeAck checks applied ≤ durable ≤ stored.
+func DecodeAck(body []byte) (Ack, error) {
+	if len(body) != 24 {
+		return Ack{}, fmt.Errorf("%w: ack of %d bytes", ErrFrame, len(body))
+	}
+	le := binary.LittleEndian
+	a := Ack{record.Seq(le.Uint64(body)), record.Seq(le.Uint64(body[8:])), record.Seq(le.Uint64(body[16:]))}
+	if a.Applied > a.Durable || a.Durable > a.Stored {
+		return Ack{}, fmt.Errorf("%w: ack with applied %d, durable %d, stored %d", ErrFrame, a.Applied, a.Durable, a.Stored)
+	}
+	return a, nil
+}
+
+func EncodeHeartbeat(h Heartbeat) []byte {
+	return binary.LittleEndian.AppendUint64(nil, uint64(h.Mark))
+}
+
+func DecodeHeartbeat(body []byte) (Heartbeat, error) {
+	if len(body) != 8 {
+		return Heartbeat{}, fmt.Errorf("%w: heartbeat of %d bytes", ErrFrame, len(body))
+	}
+	return Heartbeat{record.Seq(binary.LittleEndian.Uint64(body))}, nil
+}
+
+func EncodeRange(r Range) []byte {
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), uint64(r.From))
+	b = binary.LittleEndian.AppendUint32(b, r.MaxRecords)
+	return binary.LittleEndian.AppendUint32(b, r.MaxBytes)
+}
+
+func DecodeRange(body []byte) (Range, error) {
+	if len(body) != 16 {
+		return Range{}, fmt.Errorf("%w: range of %d bytes", ErrFrame, len(body))
+	}
+	le := binary.LittleEndian
+	return Range{record.Seq(le.Uint64(body)), le.Uint32(body[8:]), le.Uint32(body[12:])}, nil
+}

@@ -1,0 +1,288 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	smallPart  = 512       // parts up to this many bytes are copied, so that small frames become one run of bytes
+	slabSize   = 16 << 10  // small parts and headers are cut from slabs that are never written again
+	roomBytes  = 8 << 20   // WaitRoom waits above this many queued bytes
+	maxVectors = 1024      // IOV_MAX
+	maxQueued  = 512 << 20 // above this the peer is given up: everything we answer to is bounded well below
+)
+
+// writer queues frames and writes them combined: whoever finds it idle writes everything queued, with writev, as far
+// as the socket takes it without waiting. What is left is the writing goroutine's, which exists only for so long.
+type writer struct {
+	nc    net.Conn
+	raw   syscall.RawConn // nil: not a socket, everything goes through the writing goroutine
+	onErr func(error)
+
+	mu     sync.Mutex
+	room   sync.Cond
+	bufs   [][]byte // queued, in order
+	spare  [][]byte // the slice the last write is done with
+	slab   []byte   // tail of the last entry of bufs is its used part if slabOpen
+	open   bool     // the last entry of bufs ends where slab's free part begins
+	bytes  int      // queued or being written
+	busy   bool     // somebody is writing
+	err    error
+	writes sync.WaitGroup
+	sent   atomic.Int64
+
+	// Owned by whoever is busy.
+	cur   [][]byte
+	iov   []unix.Iovec
+	n     int
+	errno error
+	try   func(fd uintptr) bool
+	wait1 func(fd uintptr) bool
+}
+
+func (w *writer) init(nc net.Conn, onErr func(error)) {
+	w.nc, w.onErr = nc, onErr
+	w.room.L = &w.mu
+	if sc, ok := nc.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			w.raw = raw
+		}
+	}
+	w.try = func(fd uintptr) bool { w.writev(int(fd)); return true }
+	w.wait1 = func(fd uintptr) bool { w.writev(int(fd)); return w.errno != unix.EAGAIN }
+}
+
+// queueFrame appends one frame; it never waits.
+func (w *writer) queueFrame(t Type, parts [][]byte) error {
+	body := 0
+	for _, p := range parts {
+		body += len(p)
+	}
+	if most, ok := t.limit(); !ok || body > most {
+		return fmt.Errorf("%w: %v of %d bytes to be sent, limit %d", ErrFrame, t, body, most)
+	}
+	var h [headerSize]byte
+	putHeader(h[:], t, body)
+	crc := crc32.Update(0, castagnoli, h[:12])
+	for _, p := range parts {
+		crc = crc32.Update(crc, castagnoli, p)
+	}
+	binary.LittleEndian.PutUint32(h[12:], crc)
+
+	w.mu.Lock()
+	err := w.err
+	if err == nil && w.bytes+body > maxQueued {
+		err = fmt.Errorf("%d bytes queued for a peer that does not read", w.bytes)
+	}
+	if err == nil {
+		w.copyIn(h[:])
+		for _, p := range parts {
+			w.append(p)
+		}
+	}
+	w.mu.Unlock()
+	if err != nil {
+		w.onErr(err)
+	}
+	return err
+}
+
+// append queues a part, by copying it or by keeping it.
+func (w *writer) append(p []byte) {
+	switch {
+	case len(p) == 0:
+	case len(p) <= smallPart:
+		w.copyIn(p)
+	default:
+		w.bufs = append(w.bufs, p)
+		w.bytes += len(p)
+		w.open = false
+	}
+}
+
+// copyIn appends a small part, to the last buffer if that is where the slab's free part begins.
+func (w *writer) copyIn(p []byte) {
+	if cap(w.slab)-len(w.slab) < len(p) {
+		w.slab = make([]byte, 0, slabSize)
+		w.open = false
+	}
+	from := len(w.slab)
+	w.slab = append(w.slab, p...)
+	if w.open {
+		last := &w.bufs[len(w.bufs)-1]
+		*last = (*last)[:len(*last)+len(p)]
+	} else {
+		w.bufs = append(w.bufs, w.slab[from:len(w.slab):cap(w.slab)])
+		w.open = true
+	}
+	w.bytes += len(p)
+}
+
+// flush writes what is queued unless somebody is writing, who then takes it along.
+func (w *writer) flush() error {
+	w.mu.Lock()
+	if w.busy || len(w.bufs) == 0 {
+		err := w.err
+		w.mu.Unlock()
+		return err
+	}
+	for len(w.bufs) > 0 && w.err == nil {
+		w.take()
+		err := error(unix.EAGAIN)
+		if w.raw != nil {
+			w.mu.Unlock()
+			if err = w.raw.Write(w.try); err == nil {
+				err = w.errno
+			}
+			w.mu.Lock()
+		}
+		if err == unix.EAGAIN && w.err == nil {
+			// Under the lock and before any fail, so that wait, which follows fail, sees this goroutine.
+			w.writes.Go(w.writeRest)
+			w.mu.Unlock()
+			return nil
+		}
+		w.wrote(err)
+	}
+	err := w.err
+	w.mu.Unlock()
+	if err != nil {
+		w.onErr(err)
+	}
+	return err
+}
+
+// take moves the queue to the writer; busy until wrote.
+func (w *writer) take() {
+	w.cur, w.bufs, w.spare = w.bufs, w.spare[:0], nil
+	w.open = false
+	w.busy = true
+}
+
+// wrote ends a take: all of cur is written, or err.
+func (w *writer) wrote(err error) {
+	clear(w.cur) // the buffers belong to the garbage collector now
+	w.spare, w.cur = w.cur[:0], nil
+	if w.spare == nil || cap(w.spare) > maxVectors {
+		w.spare = nil
+	}
+	w.busy = false
+	w.bytes = 0
+	for _, b := range w.bufs {
+		w.bytes += len(b)
+	}
+	w.n = 0
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	w.room.Broadcast()
+}
+
+// writeRest is the writing goroutine: it waits for the socket as often as it must and ends when nothing is queued.
+func (w *writer) writeRest() {
+	for {
+		err := w.writeCur()
+		w.mu.Lock()
+		w.wrote(err)
+		if len(w.bufs) == 0 || w.err != nil {
+			err = w.err
+			w.mu.Unlock()
+			if err != nil {
+				w.onErr(err)
+			}
+			return
+		}
+		w.take()
+		w.mu.Unlock()
+	}
+}
+
+func (w *writer) writeCur() error {
+	if w.raw == nil {
+		bufs := net.Buffers(w.cur[w.n:])
+		n, err := bufs.WriteTo(w.nc)
+		w.sent.Add(n)
+		w.n = 0
+		return err
+	}
+	if err := w.raw.Write(w.wait1); err != nil {
+		return err
+	}
+	return w.errno
+}
+
+// writev writes cur from buffer n on until all is written, or an error, EAGAIN included, in errno. A buffer written in
+// part is cut.
+func (w *writer) writev(fd int) {
+	for w.n < len(w.cur) {
+		w.iov = w.iov[:0]
+		for _, b := range w.cur[w.n:min(len(w.cur), w.n+maxVectors)] {
+			v := unix.Iovec{Base: &b[0]}
+			v.SetLen(len(b))
+			w.iov = append(w.iov, v)
+		}
+		n, err := writevCall(fd, w.iov)
+		clear(w.iov)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			w.errno = err
+			return
+		}
+		w.sent.Add(int64(n))
+		for n > 0 {
+			if b := w.cur[w.n]; n < len(b) {
+				w.cur[w.n] = b[n:]
+				break
+			}
+			n -= len(w.cur[w.n])
+			w.n++
+		}
+	}
+	w.errno = nil
+}
+
+// fail wakes everybody with err; nothing more is queued.
+func (w *writer) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+	w.room.Broadcast()
+}
+
+// waitRoom waits until little enough is queued.
+func (w *writer) waitRoom() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.bytes > roomBytes && w.err == nil {
+		w.room.Wait()
+	}
+	return w.err
+}
+
+// drain waits until all is written, at most for d.
+func (w *writer) drain(d time.Duration) {
+	t := time.AfterFunc(d, func() { w.fail(io.ErrShortWrite) })
+	defer t.Stop()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for (w.busy || len(w.bufs) > 0) && w.err == nil {
+		w.room.Wait()
+	}
+}
+
+// wait joins the writing goroutine; the connection has been closed.
+func (w *writer) wait() { w.writes.Wait() }
