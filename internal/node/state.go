@@ -1,0 +1,174 @@
+package node
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/statefile"
+)
+
+// volumeRecord is a volume on this node.
+type volumeRecord struct {
+	Name   string `json:"name"`
+	ID     string `json:"id"`
+	Size   int64  `json:"size"` // bytes
+	Device string `json:"device"`
+	// Retired volumes were the source of a finished move: they refuse hosts until they are deleted.
+	Retired bool `json:"retired"`
+}
+
+// journalRecord is a journal on this node; devices in the order they were formatted in.
+type journalRecord struct {
+	Name    string   `json:"name"`
+	ID      string   `json:"id"`
+	Size    int64    `json:"size"` // bytes, all devices
+	Devices []string `json:"devices"`
+}
+
+// groupRecord is a group this node has a role in.
+type groupRecord struct {
+	Spec    control.GroupSpec `json:"spec"`
+	Role    string            `json:"role"`    // control.Role…
+	Journal string            `json:"journal"` // of this node
+	Members []memberRecord    `json:"members"`
+	// Suspended is durable before anything is trimmed that the secondary lacks.
+	Suspended      bool   `json:"suspended"`
+	SuspendedCause string `json:"suspended_cause"`
+	// Belief is, at a secondary, whom it copies from (receiver's encoding).
+	Belief json.RawMessage `json:"belief,omitempty"`
+	// WANBase is what other nodes had sent to the secondary before this one became primary.
+	WANBase int64 `json:"wan_base"`
+}
+
+// memberRecord is one volume of a group on this node.
+type memberRecord struct {
+	Number uint16 `json:"number"`
+	Volume string `json:"volume"` // local name
+	// Initial: its initial copy is not finished (primary), or it is not part of the image yet (secondary).
+	Initial bool `json:"initial"`
+}
+
+func (g *groupRecord) member(number uint16) *memberRecord {
+	for i := range g.Members {
+		if g.Members[i].Number == number {
+			return &g.Members[i]
+		}
+	}
+	return nil
+}
+
+// durable is all that a node keeps in its state file.
+type durable struct {
+	Name     string                     `json:"name"`
+	Install  string                     `json:"install"`
+	Volumes  map[string]*volumeRecord   `json:"volumes"`
+	Journals map[string]*journalRecord  `json:"journals"`
+	Groups   map[string]*groupRecord    `json:"groups"`
+	Moves    map[string]*migrate.Record `json:"moves"`
+}
+
+// state guards the durable record. Every change goes through update: it is on disk when update returns nil.
+type state struct {
+	mu   sync.Mutex
+	file *statefile.File
+	d    *durable
+}
+
+func openState(dir, name string, log *slog.Logger) (*state, error) {
+	file, body, repaired, err := statefile.Open(filepath.Join(dir, "node.state"))
+	if err != nil {
+		return nil, err
+	}
+	if repaired != "" {
+		log.Warn("state repaired", "cause", repaired)
+	}
+	s := &state{file: file, d: &durable{Name: name, Install: randomID()}}
+	if body != nil {
+		if err := json.Unmarshal(body, s.d); err != nil {
+			return nil, fmt.Errorf("node state in %s: %w", dir, err)
+		}
+		if s.d.Name != name {
+			return nil, fmt.Errorf("data directory %s belongs to node %q, not %q: start it under that name or give another --data-dir",
+				dir, s.d.Name, name)
+		}
+	}
+	s.d.init()
+	if body == nil {
+		return s, s.update(func(*durable) error { return nil })
+	}
+	return s, nil
+}
+
+func (d *durable) init() {
+	if d.Volumes == nil {
+		d.Volumes = map[string]*volumeRecord{}
+	}
+	if d.Journals == nil {
+		d.Journals = map[string]*journalRecord{}
+	}
+	if d.Groups == nil {
+		d.Groups = map[string]*groupRecord{}
+	}
+	if d.Moves == nil {
+		d.Moves = map[string]*migrate.Record{}
+	}
+}
+
+// update changes a copy, makes it durable and only then lets it count. On an error nothing has changed.
+func (s *state) update(change func(*durable) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := s.d.clone()
+	if err != nil {
+		return err
+	}
+	if err := change(next); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(next)
+	if err != nil {
+		return err
+	}
+	if err := s.file.Save(raw); err != nil {
+		return err
+	}
+	s.d = next
+	return nil
+}
+
+// view gives a copy that the caller may keep.
+func (s *state) view() *durable {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, err := s.d.clone()
+	if err != nil {
+		panic("node state does not survive its own encoding: " + err.Error())
+	}
+	return d
+}
+
+func (d *durable) clone() (*durable, error) {
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return nil, err
+	}
+	out := &durable{}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return nil, err
+	}
+	out.init()
+	return out, nil
+}
+
+func randomID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
