@@ -69,7 +69,21 @@ func openFile(path string) (*File, error) {
 	if f.size <= 0 {
 		return nil, errors.Join(fmt.Errorf("open %s: %w: it is empty", path, ErrInvalid), f.Close())
 	}
+	if err := f.settle(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return f, nil
+}
+
+// settle makes what is read from now on what the disk has. An earlier process may have left pages in the page cache
+// that are not written yet, and, after a failed fdatasync, pages that never will be though they read as if they had.
+func (f *File) settle() error {
+	if err := f.flush.Flush(); err != nil {
+		return fmt.Errorf("what an earlier process wrote was lost; opening it again goes on with what the disk has: %w",
+			f.fault("open", 0, f.size, err))
+	}
+	_ = unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED) // advice: nothing to do where it is not taken
+	return nil
 }
 
 // openClaimed opens path, takes the claim and learns the size.
