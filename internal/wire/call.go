@@ -23,7 +23,7 @@ func (s *Server) serveCalls(ctx context.Context, in *Incoming) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	cs := &callServer{in: in, call: s.handlers.Call, cancels: map[uint64]context.CancelFunc{}}
+	cs := &callServer{in: in, call: s.handlers.Call, kind: s.handlers.ErrorKind, cancels: map[uint64]context.CancelFunc{}}
 	defer cs.work.Wait()
 	defer cancel()
 	for {
@@ -42,6 +42,7 @@ func (s *Server) serveCalls(ctx context.Context, in *Incoming) error {
 type callServer struct {
 	in   *Incoming
 	call func(context.Context, Hello, string, json.RawMessage) (any, error)
+	kind func(error) Kind
 	work sync.WaitGroup
 
 	mu      sync.Mutex
@@ -94,6 +95,13 @@ func (cs *callServer) begin(ctx context.Context, body []byte) error {
 	cs.work.Go(func() {
 		defer cancel()
 		out, err := cs.call(ctx, cs.in.Peer, method, params)
+		if err != nil && cs.kind != nil {
+			if e := toError(err); e.Kind == KindInternal {
+				if k := cs.kind(err); k != "" {
+					err = &Error{Kind: k, Message: e.Message, Detail: e.Detail}
+				}
+			}
+		}
 		cs.mu.Lock()
 		delete(cs.cancels, id)
 		cs.mu.Unlock()

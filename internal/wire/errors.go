@@ -1,8 +1,11 @@
 package wire
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+
+	"gantline/internal/block"
 )
 
 // Kind sorts an error for whoever must act on it. The strings travel.
@@ -16,6 +19,7 @@ const (
 	KindInternal    Kind = "internal"    // anything else
 	KindNotBuilt    Kind = "not-built"   // a later version does it
 	KindSession     Kind = "session"     // the io session was ended; it is never accepted again
+	KindMoved       Kind = "moved"       // the volume is served elsewhere; the detail is a block.MovedError
 )
 
 // Error is an error that keeps its kind across the wire.
@@ -46,6 +50,16 @@ func toError(err error) *Error {
 		return &Error{Kind: e.Kind, Message: err.Error(), Detail: e.Detail}
 	}
 	out := &Error{Kind: KindInternal, Message: err.Error()}
+	var moved *block.MovedError
+	switch {
+	case errors.As(err, &moved):
+		out.Kind = KindMoved
+		out.Detail, _ = json.Marshal(moved)
+	case errors.Is(err, block.ErrSession):
+		out.Kind = KindSession
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, block.ErrShutdown):
+		out.Kind = KindUnavailable
+	}
 	var k kinded
 	if errors.As(err, &k) {
 		out.Kind = Kind(k.WireKind())
@@ -57,6 +71,19 @@ func toError(err error) *Error {
 		}
 	}
 	return out
+}
+
+// AsMoved is the MovedError that err, a refused hello, carries; nil if it carries none.
+func AsMoved(err error) *block.MovedError {
+	var e *Error
+	if !errors.As(err, &e) || e.Kind != KindMoved {
+		return nil
+	}
+	var moved block.MovedError
+	if json.Unmarshal(e.Detail, &moved) != nil {
+		return nil
+	}
+	return &moved
 }
 
 // marshalError is the body of a TypeError frame, within its limit.

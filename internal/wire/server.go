@@ -24,6 +24,9 @@ type Handlers struct {
 	// gives up, or with its connection. An *Error, or an error with WireKind, keeps its kind.
 	Call func(ctx context.Context, peer Hello, method string, params json.RawMessage) (any, error)
 
+	// ErrorKind, if not nil, gives kinds to errors of Call that bring none; "" leaves it at that.
+	ErrorKind func(error) Kind
+
 	// Refused, if not nil, is told of connections that ended before they were answered.
 	Refused func(remote net.Addr, err error)
 }

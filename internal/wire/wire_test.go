@@ -158,7 +158,7 @@ func TestCallerComesBackAfterALoss(t *testing.T) {
 
 func TestStrangersAreToldWhatIsWrong(t *testing.T) {
 	told := make(chan error, 1)
-	addr := serve(t, Handlers{Refused: func(_ net.Addr, err error) { told <- err }}, Limits{Handshake: 200 * time.Millisecond})
+	addr := serve(t, Handlers{Refused: func(_ net.Addr, err error) { told <- err }}, Limits{Connections: 2, Handshake: 200 * time.Millisecond})
 	for _, c := range []struct{ name, send, want string }{
 		{"another protocol", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "magic"},
 		{"nothing", "", "no hello within"},

@@ -33,7 +33,7 @@ type writer struct {
 	room   sync.Cond
 	bufs   [][]byte // queued, in order
 	spare  [][]byte // the slice the last write is done with
-	slab   []byte   // tail of the last entry of bufs is its used part if slabOpen
+	slab   []byte   // small parts are copied to its end
 	open   bool     // the last entry of bufs ends where slab's free part begins
 	bytes  int      // queued or being written
 	busy   bool     // somebody is writing
@@ -71,24 +71,21 @@ func (w *writer) queueFrame(t Type, parts [][]byte) error {
 	if most, ok := t.limit(); !ok || body > most {
 		return fmt.Errorf("%w: %v of %d bytes to be sent, limit %d", ErrFrame, t, body, most)
 	}
-	var h [headerSize]byte
-	putHeader(h[:], t, body)
-	crc := crc32.Update(0, castagnoli, h[:12])
-	for _, p := range parts {
-		crc = crc32.Update(crc, castagnoli, p)
-	}
-	binary.LittleEndian.PutUint32(h[12:], crc)
-
 	w.mu.Lock()
 	err := w.err
 	if err == nil && w.bytes+body > maxQueued {
 		err = fmt.Errorf("%d bytes queued for a peer that does not read", w.bytes)
 	}
 	if err == nil {
-		w.copyIn(h[:])
+		// The header is made where it will be sent from; a local one would be an allocation per frame.
+		h := w.reserve(headerSize)
+		putHeader(h, t, body)
+		crc := crc32.Update(0, castagnoli, h[:12])
 		for _, p := range parts {
+			crc = crc32.Update(crc, castagnoli, p)
 			w.append(p)
 		}
+		binary.LittleEndian.PutUint32(h[12:], crc)
 	}
 	w.mu.Unlock()
 	if err != nil {
@@ -110,22 +107,27 @@ func (w *writer) append(p []byte) {
 	}
 }
 
-// copyIn appends a small part, to the last buffer if that is where the slab's free part begins.
-func (w *writer) copyIn(p []byte) {
-	if cap(w.slab)-len(w.slab) < len(p) {
+// copyIn appends a small part.
+func (w *writer) copyIn(p []byte) { copy(w.reserve(len(p)), p) }
+
+// reserve appends n bytes to be filled in under the same lock, to the last buffer if that is where the slab's free
+// part begins.
+func (w *writer) reserve(n int) []byte {
+	if cap(w.slab)-len(w.slab) < n {
 		w.slab = make([]byte, 0, slabSize)
 		w.open = false
 	}
 	from := len(w.slab)
-	w.slab = append(w.slab, p...)
+	w.slab = w.slab[:from+n]
 	if w.open {
 		last := &w.bufs[len(w.bufs)-1]
-		*last = (*last)[:len(*last)+len(p)]
+		*last = (*last)[:len(*last)+n]
 	} else {
-		w.bufs = append(w.bufs, w.slab[from:len(w.slab):cap(w.slab)])
+		w.bufs = append(w.bufs, w.slab[from:from+n:cap(w.slab)])
 		w.open = true
 	}
-	w.bytes += len(p)
+	w.bytes += n
+	return w.slab[from : from+n]
 }
 
 // flush writes what is queued unless somebody is writing, who then takes it along.
@@ -268,7 +270,13 @@ func (w *writer) waitRoom() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for w.bytes > roomBytes && w.err == nil {
-		w.room.Wait()
+		if w.busy {
+			w.room.Wait()
+			continue
+		}
+		w.mu.Unlock() // corked: nobody else would write it
+		_ = w.flush()
+		w.mu.Lock()
 	}
 	return w.err
 }

@@ -1,0 +1,269 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gantline/internal/block"
+)
+
+// IOParams are the parameters of an io hello.
+type IOParams struct {
+	Volume string `json:"volume"` // name at the node
+	// Session identifies one host connection across reconnects and nodes; random, chosen by the gateway. 0: a
+	// connection without session, such as a relay's, whose requests bring their own.
+	Session  uint64 `json:"session"`
+	Epoch    uint64 `json:"epoch"` // as the client believes
+	ReadOnly bool   `json:"read_only"`
+}
+
+// IOAnswer is the node's answer.
+type IOAnswer struct {
+	Size           int64  `json:"size"`
+	Epoch          uint64 `json:"epoch"`
+	ReadOnly       bool   `json:"read_only"`
+	MinBlock       int64  `json:"min_block"`
+	PreferredBlock int64  `json:"preferred_block"`
+	MaxBlock       int64  `json:"max_block"`
+}
+
+// IOHooks are what the node knows and the wire does not. Nil functions are left out.
+type IOHooks struct {
+	// Epoch is the volume's epoch now; every reply carries it.
+	Epoch func() uint64
+	// Admit is asked whether requests that carry this epoch may be submitted; its error answers them (ErrStale for an
+	// epoch this node has not heard of). It is asked anew for each batch.
+	Admit func(epoch uint64) error
+}
+
+// Corker is a Completer that can hold its replies back while a goroutine completes several requests in a row.
+type Corker interface {
+	Cork()
+	Uncork()
+}
+
+const (
+	ioMaxRequests = 4096      // in flight per connection; more are not read
+	ioMaxBytes    = 128 << 20 // of data in flight per connection
+	ioMaxBatch    = 256       // requests per Submit
+	ioSlab        = 64        // requests allocated at once
+	corkLimit     = 200 * time.Microsecond
+	arenaSize     = 256 << 10
+	arenaShare    = 64 << 10 // reads up to this size share an arena
+)
+
+// ServeIO serves requests on conn until it ends or ctx does, and returns when all requests it has submitted are
+// completed. Requests are submitted in the order they came, all that are in the buffer at once.
+func ServeIO(ctx context.Context, conn *Conn, target block.Target, hooks IOHooks) error {
+	defer conn.closeOn(ctx)()
+	s := &ioServer{conn: conn, target: target, hooks: hooks, base: time.Now()}
+	s.room.L = &s.mu
+	err := s.read()
+	conn.fail(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.requests > 0 {
+		s.room.Wait()
+	}
+	return conn.Err()
+}
+
+type ioServer struct {
+	conn   *Conn
+	target block.Target
+	hooks  IOHooks
+	base   time.Time
+
+	corks    atomic.Int32
+	corkedAt atomic.Int64 // nanoseconds since base
+
+	mu       sync.Mutex
+	room     sync.Cond
+	requests int
+	bytes    int64
+	waiting  bool
+
+	// Of the reading goroutine.
+	slab  []ioRequest
+	arena []byte
+	batch []*block.Request
+	taken int64 // bytes of data in batch
+}
+
+// ioRequest is a request with what its reply needs; it is its own Completer, so that no table is needed.
+type ioRequest struct {
+	block.Request
+	server *ioServer
+	tag    uint64
+	bytes  int64
+	head   [replySize]byte // here, because a local one would be an allocation per reply
+}
+
+func (s *ioServer) read() error {
+	for {
+		if err := s.gather(); err != nil {
+			return err
+		}
+		if len(s.batch) == 0 {
+			continue // all refused
+		}
+		if err := s.wait(); err != nil {
+			return err
+		}
+		s.cork()
+		s.target.Submit(s.batch)
+		clear(s.batch)
+		if s.corks.Add(-1) == 0 && !s.conn.Buffered() {
+			if err := s.conn.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// gather reads one request, waiting for it, and all others that are there already.
+func (s *ioServer) gather() error {
+	s.batch, s.taken = s.batch[:0], 0
+	var admitted uint64
+	var refusal error
+	for first := true; first || len(s.batch) < ioMaxBatch && s.taken < ioMaxBytes/4 && s.conn.Buffered(); first = false {
+		t, body, err := s.conn.ReadFrame()
+		if err != nil {
+			return err
+		}
+		if t != TypeRequest {
+			return fmt.Errorf("%w: %v on an io connection", ErrFrame, t)
+		}
+		q, epoch, err := s.parse(body)
+		if err != nil {
+			return err
+		}
+		if s.hooks.Admit != nil && (first || epoch != admitted) {
+			admitted, refusal = epoch, s.hooks.Admit(epoch)
+		}
+		if refusal != nil {
+			s.add(1, q.bytes)
+			q.Finish(refusal)
+			continue
+		}
+		s.batch = append(s.batch, &q.Request)
+		s.taken += q.bytes
+	}
+	return nil
+}
+
+func (s *ioServer) parse(body []byte) (*ioRequest, uint64, error) {
+	if len(s.slab) == 0 {
+		s.slab = make([]ioRequest, ioSlab)
+	}
+	q := &s.slab[0]
+	tag, epoch, err := getRequest(body, &q.Request)
+	if err != nil {
+		return nil, 0, err
+	}
+	s.slab = s.slab[1:]
+	q.server, q.tag, q.Completer = s, tag, q
+	q.bytes = int64(len(q.Data))
+	if q.Op == block.OpRead {
+		q.Data, q.bytes = s.buffer(int(q.Length)), q.Length
+	}
+	return q, epoch, nil
+}
+
+// buffer is room for a read: a piece of an arena, which is the garbage collector's when its reads are answered.
+func (s *ioServer) buffer(n int) []byte {
+	if n > arenaShare {
+		return make([]byte, n)
+	}
+	if len(s.arena) < n {
+		s.arena = make([]byte, arenaSize)
+	}
+	b := s.arena[:n:n]
+	s.arena = s.arena[n:]
+	return b
+}
+
+func (s *ioServer) add(n int, bytes int64) {
+	s.mu.Lock()
+	s.requests += n
+	s.bytes += bytes
+	s.mu.Unlock()
+}
+
+// wait counts the batch in, once there is room for it: a peer that does not read its replies, or sends more than the
+// target can take, is not read from.
+func (s *ioServer) wait() error {
+	n := len(s.batch)
+	s.mu.Lock()
+	if s.requests+n > ioMaxRequests || s.requests > 0 && s.bytes+s.taken > ioMaxBytes {
+		s.mu.Unlock()
+		_ = s.conn.Flush() // replies that are corked may be what the peer waits for
+		s.mu.Lock()
+	}
+	for s.requests+n > ioMaxRequests || s.requests > 0 && s.bytes+s.taken > ioMaxBytes {
+		s.waiting = true
+		s.room.Wait()
+	}
+	s.waiting = false
+	s.requests += n
+	s.bytes += s.taken
+	s.mu.Unlock()
+	err := s.conn.WaitRoom()
+	if err != nil {
+		for _, r := range s.batch {
+			r.Finish(block.ErrShutdown)
+		}
+	}
+	return err
+}
+
+// Complete queues the reply and sends it, unless a cork says that more follow at once.
+func (q *ioRequest) Complete(r *block.Request) {
+	s := q.server
+	var epoch uint64
+	if s.hooks.Epoch != nil {
+		epoch = s.hooks.Epoch()
+	}
+	var code uint16
+	var payload []byte
+	switch {
+	case r.Err != nil:
+		code, payload = codeOf(r.Err)
+	case r.Op == block.OpRead:
+		payload = r.Data
+	case r.Op == block.OpExtents:
+		payload = encodeExtents(r.Extents)
+	}
+	putReply(q.head[:], q.tag, epoch, code)
+	// Errors are the connection's end, which the reading goroutine sees; the request is done either way.
+	_ = s.conn.Queue(TypeReply, q.head[:], payload)
+	if s.corks.Load() == 0 || time.Since(s.base)-time.Duration(s.corkedAt.Load()) > corkLimit {
+		_ = s.conn.Flush()
+	}
+	s.mu.Lock()
+	s.requests--
+	s.bytes -= q.bytes
+	if s.waiting || s.requests == 0 {
+		s.room.Broadcast()
+	}
+	s.mu.Unlock()
+}
+
+// Cork and Uncork make the replies between them leave together.
+func (q *ioRequest) Cork() { q.server.cork() }
+
+// Uncork sends what Cork has held back.
+func (q *ioRequest) Uncork() {
+	if q.server.corks.Add(-1) == 0 {
+		_ = q.server.conn.Flush()
+	}
+}
+
+func (s *ioServer) cork() {
+	if s.corks.Add(1) == 1 {
+		s.corkedAt.Store(int64(time.Since(s.base)))
+	}
+}
