@@ -14,6 +14,7 @@ type flusher struct {
 	mu       sync.Mutex
 	wake     sync.Cond
 	running  bool
+	waiting  int    // callers behind the running one
 	started  uint64 // runs begun
 	done     uint64 // runs ended
 	failures uint64
@@ -34,7 +35,9 @@ func (f *flusher) Flush() error {
 	failures, want := f.failures, f.started+1
 	for f.done < want && f.failures == failures {
 		if f.running {
+			f.waiting++
 			f.wake.Wait()
+			f.waiting--
 			continue
 		}
 		f.run()
