@@ -1,0 +1,56 @@
+package receiver
+
+import (
+	"fmt"
+
+	"gantline/internal/record"
+	"gantline/internal/wire"
+)
+
+// Reason says why a stream is not served. The strings travel.
+type Reason string
+
+const (
+	// ReasonSplitBrain: the histories cannot be joined. Nothing is overwritten; an operator chooses.
+	ReasonSplitBrain Reason = "split-brain"
+	// ReasonNotPermitted: nobody has made the sender's epoch valid here yet. Try again later.
+	ReasonNotPermitted Reason = "not-permitted"
+	// ReasonSuperseded: a later epoch is known here, and the sender has records beyond its own epoch's cut.
+	ReasonSuperseded Reason = "superseded"
+	// ReasonFailed: this side has stopped on an error and acknowledges nothing.
+	ReasonFailed Reason = "failed"
+	// ReasonProtocol: the sender has sent what no sender may. It says hello again.
+	ReasonProtocol Reason = "protocol"
+	// ReasonReplaced: a newer stream of the same source has taken over.
+	ReasonReplaced Reason = "replaced"
+)
+
+// Refusal is the error that a sender hears.
+type Refusal struct {
+	Reason Reason
+	Detail string
+	table  record.Table
+	ack    wire.Ack
+}
+
+func refuse(reason Reason, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Detail: fmt.Sprintf(format, args...)}
+}
+
+func (r *Refusal) Error() string { return string(r.Reason) + ": " + r.Detail }
+
+// WireKind keeps the kind across the wire.
+func (r *Refusal) WireKind() string { return string(wire.KindRefused) }
+
+// maxDetailRows keeps a refusal inside its frame; the newest rows are those that matter.
+const maxDetailRows = 64
+
+// WireDetail tells the sender what this side knows.
+func (r *Refusal) WireDetail() any {
+	table := r.table
+	if len(table) > maxDetailRows {
+		table = table[len(table)-maxDetailRows:]
+	}
+	return map[string]any{"reason": r.Reason, "table": table,
+		"stored": r.ack.Stored, "durable": r.ack.Durable, "applied": r.ack.Applied}
+}

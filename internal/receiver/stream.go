@@ -1,0 +1,431 @@
+package receiver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"gantline/internal/record"
+	"gantline/internal/wire"
+)
+
+// hello and answer are the parameters of a stream's hello, both ways; the sender has its own words for them.
+type hello struct {
+	Epoch record.EpochID `json:"epoch"`
+	Table record.Table   `json:"table"`
+}
+
+type answer struct {
+	Stored  record.Seq   `json:"stored"`
+	Durable record.Seq   `json:"durable"`
+	Applied record.Seq   `json:"applied"`
+	Owed    record.Seq   `json:"owed"` // records up to here come from an older source
+	Table   record.Table `json:"table"`
+}
+
+// stream is one connection of one source.
+type stream struct {
+	conn      *wire.Incoming
+	right     right // its bounds are guarded by the receiver's mu, its place in the table by the reading goroutine
+	ackWake   chan struct{}
+	storeWake chan struct{}
+	waits     bool          // for records of an older source
+	replaced  chan struct{} // closed when a newer stream of the same source is here
+	gone      bool
+
+	ackMu sync.Mutex // keeps acks in order
+	acked wire.Ack
+}
+
+// errEnded: the stream is over for a reason that the peer need not hear.
+var errEnded = errors.New("stream has ended")
+
+// Handle serves one stream until it ends. An error before the hello was answered is the refusal to be sent.
+func (r *Receiver) Handle(ctx context.Context, in *wire.Incoming) error {
+	s, ans, err := r.enter(in)
+	if err != nil {
+		r.log.Info("stream refused", "group", r.cfg.Group, "peer", in.Peer.Name, "reason", err)
+		return err
+	}
+	defer r.leave(s)
+	if err := in.Answer(ans); err != nil {
+		return err
+	}
+	var acks sync.WaitGroup
+	defer acks.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	acks.Go(func() { r.ackLoop(ctx, s) })
+	err = r.readLoop(ctx, s)
+	var ref *Refusal
+	if errors.As(err, &ref) {
+		r.log.Warn("stream ended", "group", r.cfg.Group, "peer", in.Peer.Name, "reason", err)
+		in.Refuse(ref)
+	}
+	return err
+}
+
+// enter judges the hello and, when it is accepted, makes this stream its source's only one.
+func (r *Receiver) enter(in *wire.Incoming) (*stream, answer, error) {
+	var h hello
+	if err := in.Peer.Decode(&h); err != nil {
+		return nil, answer{}, err
+	}
+	if in.Peer.Group != r.cfg.Group {
+		return nil, answer{}, refuse(ReasonProtocol, "hello for group %q, this is %q", in.Peer.Group, r.cfg.Group)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return nil, answer{}, r.failure()
+	}
+	have := r.having()
+	v, err := r.state.judge(h.Epoch, h.Table, have)
+	var ref *Refusal
+	if errors.As(err, &ref) {
+		ref.table, ref.ack = have.Table, r.ack(0)
+		if ref.Reason == ReasonFailed {
+			r.failLocked(ref)
+		}
+	}
+	if err != nil {
+		return nil, answer{}, err
+	}
+	if len(r.streams) >= maxStreams {
+		return nil, answer{}, &wire.Error{Kind: wire.KindUnavailable, Message: "too many streams"}
+	}
+	if v.save {
+		if err := r.change(v.next); err != nil {
+			return nil, answer{}, err
+		}
+		r.log.Info("copy source", "group", r.cfg.Group, "source", r.state.CopySource())
+	}
+	r.replace(h.Epoch)
+	if err := r.cutBack(v.keep); err != nil {
+		return nil, answer{}, err
+	}
+	s := &stream{conn: in, right: right{id: h.Epoch, table: h.Table, last: v.last, owed: v.owed},
+		ackWake: make(chan struct{}, 1), storeWake: make(chan struct{}, 1), replaced: make(chan struct{})}
+	r.streams[s] = struct{}{}
+	r.rebind()
+	a := r.ack(v.last)
+	return s, answer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table()}, nil
+}
+
+// replace ends other streams of the source: what is still in their buffers may be of a run of the log that is over.
+func (r *Receiver) replace(id record.EpochID) {
+	for s := range r.streams {
+		if s.right.id == id && !s.gone {
+			s.gone = true
+			close(s.replaced)
+			delete(r.streams, s)
+		}
+	}
+}
+
+// cutBack drops what is stored above keep; under mu.
+func (r *Receiver) cutBack(keep record.Seq) error {
+	if keep >= r.stored {
+		return nil
+	}
+	r.log.Warn("cut back to the source's log", "group", r.cfg.Group, "from", r.stored, "to", keep)
+	err := r.cfg.Applier.Cut(keep)
+	if err == nil {
+		err = r.cfg.Store.Cut(keep)
+	}
+	if err != nil {
+		r.failLocked(fmt.Errorf("receiver: cut back from %d to %d: %w", r.stored, keep, err))
+		return r.failure()
+	}
+	r.cuts++
+	r.durable, r.stored = r.cfg.Store.Cursors()
+	r.row, _ = r.cfg.Store.Table().Current()
+	// A mark heard before speaks for the records that were dropped.
+	r.state.Mark = min(r.state.Mark, r.stored)
+	r.markSaved = min(r.markSaved, r.state.Mark)
+	return nil
+}
+
+// failure is the refusal of a receiver that has stopped; under mu.
+func (r *Receiver) failure() *Refusal {
+	ref := refuse(ReasonFailed, "%v", r.err)
+	ref.table, ref.ack = r.cfg.Store.Table(), r.ack(0)
+	return ref
+}
+
+func (r *Receiver) leave(s *stream) {
+	r.mu.Lock()
+	delete(r.streams, s)
+	r.mu.Unlock()
+	if err := r.saveMark(true); err != nil {
+		r.fail(err)
+	}
+}
+
+// ackLoop tells the source what is here whenever that has changed, and once in a while anyway.
+func (r *Receiver) ackLoop(ctx context.Context, s *stream) {
+	ticker := time.NewTicker(r.cfg.AckEvery)
+	defer ticker.Stop()
+	for {
+		repeat := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.conn.Done():
+			return
+		case <-s.replaced:
+			s.conn.Refuse(refuse(ReasonReplaced, "a newer stream of %s is here", s.right.id.Node))
+			return
+		case <-r.failed:
+			r.mu.Lock()
+			ref := r.failure()
+			r.mu.Unlock()
+			s.conn.Refuse(ref)
+			return
+		case <-s.ackWake:
+		case <-ticker.C:
+			repeat = true
+		}
+		if r.sendAck(s, repeat) != nil {
+			return
+		}
+	}
+}
+
+func (r *Receiver) sendAck(s *stream, repeat bool) error {
+	s.ackMu.Lock()
+	defer s.ackMu.Unlock()
+	r.mu.Lock()
+	a, silent := r.ack(s.right.last), r.err != nil || s.gone
+	r.mu.Unlock()
+	if silent || a == s.acked && !repeat {
+		return nil
+	}
+	s.acked = a
+	if err := s.conn.Queue(wire.TypeAck, wire.EncodeAck(a)); err != nil {
+		return err
+	}
+	return s.conn.Flush()
+}
+
+// readLoop takes in frames until the stream ends.
+func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
+	for {
+		t, body, err := s.conn.ReadFrame()
+		if err != nil {
+			return err
+		}
+		switch t {
+		case wire.TypeBatch:
+			err = r.batches(ctx, s, body)
+		case wire.TypeHeartbeat:
+			var hb wire.Heartbeat
+			if hb, err = wire.DecodeHeartbeat(body); err == nil {
+				err = r.heard(s, hb.Mark)
+			}
+		default:
+			err = refuse(ReasonProtocol, "%v frame in a stream", t)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// maxGather bounds the records that are gathered from small batches into one append.
+const maxGather = 2048
+
+// batches stores the batch in body and those behind it that are in the buffer already.
+func (r *Receiver) batches(ctx context.Context, s *stream, body []byte) error {
+	b, err := wire.DecodeBatch(body)
+	if err != nil {
+		return refuse(ReasonProtocol, "%v", err)
+	}
+	recs, mark := b.Records, b.Mark
+	for len(recs) < maxGather && s.conn.Buffered() {
+		t, body, err := s.conn.ReadFrame()
+		if err != nil {
+			break // stored first; the error comes again
+		}
+		switch t {
+		case wire.TypeBatch:
+			more, err := wire.DecodeBatch(body)
+			if err != nil {
+				return refuse(ReasonProtocol, "%v", err)
+			}
+			recs, mark = append(recs, more.Records...), max(mark, more.Mark)
+		case wire.TypeHeartbeat:
+			hb, err := wire.DecodeHeartbeat(body)
+			if err != nil {
+				return refuse(ReasonProtocol, "%v", err)
+			}
+			mark = max(mark, hb.Mark)
+		default:
+			return refuse(ReasonProtocol, "%v frame in a stream", t)
+		}
+	}
+	if err := r.take(ctx, s, recs); err != nil {
+		return err
+	}
+	if err := r.heard(s, mark); err != nil {
+		return err
+	}
+	return r.sendAck(s, false)
+}
+
+// heard believes the source's durable mark, as far as its epoch reaches.
+func (r *Receiver) heard(s *stream, mark record.Seq) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.alive(s); err != nil {
+		return err
+	}
+	r.lastHeard = time.Now()
+	if s.right.last != 0 {
+		mark = min(mark, s.right.last)
+	}
+	if mark > r.state.Mark {
+		r.state.Mark = mark
+		r.cfg.Applier.Mark(mark)
+	}
+	return nil
+}
+
+// alive is called under mu.
+func (r *Receiver) alive(s *stream) error {
+	if r.err != nil {
+		return r.failure()
+	}
+	if s.gone {
+		return refuse(ReasonReplaced, "a newer stream of %s is here", s.right.id.Node)
+	}
+	return nil
+}
+
+// take stores the records, waiting where it must.
+func (r *Receiver) take(ctx context.Context, s *stream, recs []record.Record) error {
+	for first := true; ; first = false {
+		wait, err := r.store(s, &recs, first)
+		if err != nil {
+			return err
+		}
+		if wait == 0 {
+			return nil
+		}
+		if err := r.pause(ctx, s, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits for something to change, or for d.
+func (r *Receiver) pause(ctx context.Context, s *stream, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-s.storeWake:
+	case <-timer.C:
+	case <-s.replaced:
+	case <-s.conn.Done():
+		return s.conn.Err()
+	case <-ctx.Done():
+		return errEnded
+	}
+	return nil
+}
+
+// store appends what of recs may be stored now and takes it off recs. wait: the rest may not yet; try again when
+// something has changed or the time is over.
+func (r *Receiver) store(s *stream, recs *[]record.Record, check bool) (wait time.Duration, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.alive(s); err != nil {
+		return 0, err
+	}
+	if check {
+		if err := s.right.check(*recs); err != nil {
+			return 0, err
+		}
+		if err := r.fence(*recs); err != nil {
+			return 0, err
+		}
+	}
+	fresh, early, err := s.right.sift(*recs, r.stored)
+	s.waits = early
+	*recs = fresh
+	if err != nil || early {
+		return r.cfg.AckEvery, err
+	}
+	for len(fresh) > 0 {
+		n := run(fresh)
+		err := r.append(s, fresh[:n])
+		if errors.Is(err, ErrFull) {
+			r.full, *recs = true, fresh
+			return fullRetry, nil
+		}
+		if err != nil {
+			r.failLocked(err)
+			return 0, r.failure()
+		}
+		fresh = fresh[n:]
+	}
+	return 0, nil
+}
+
+// fence believes a fence among the records before it is stored: the source's log has it for good, and should this
+// process die in between, the knowledge of the cut is not lost with the connection.
+func (r *Receiver) fence(recs []record.Record) error {
+	rec, f, err := fenceOf(recs)
+	if rec == nil {
+		return err
+	}
+	next := r.state.fence(rec.Epoch, f, r.durable)
+	if err := r.change(next); err != nil {
+		return err
+	}
+	r.rebind()
+	return nil
+}
+
+// append stores one run of records of one row; under mu.
+func (r *Receiver) append(s *stream, recs []record.Record) error {
+	if recs[0].Epoch != r.row.Epoch || recs[0].Incarnation != r.row.Incarnation {
+		if err := r.openRows(s, &recs[0]); err != nil {
+			return err
+		}
+	}
+	put := r.cfg.Store.Append
+	if recs[0].Seq != r.stored+1 {
+		put = r.cfg.Store.AppendAfterGap
+	}
+	if err := put(recs); err != nil {
+		return fmt.Errorf("receiver: store records %d to %d: %w", recs[0].Seq, recs[len(recs)-1].Seq, err)
+	}
+	r.stored = recs[len(recs)-1].Seq
+	r.full = false
+	for i := range recs {
+		r.unsynced += len(recs[i].Data)
+	}
+	r.cfg.Applier.Stored(recs)
+	r.wakeSync()
+	for other := range r.streams {
+		if other != s {
+			poke(other.storeWake)
+			poke(other.ackWake)
+		}
+	}
+	return nil
+}
+
+// openRows opens the row of rec, and those between it and the newest one here: an epoch may have ended without records.
+func (r *Receiver) openRows(s *stream, rec *record.Record) error {
+	for _, row := range s.right.rows(r.row, r.row.Epoch != 0, rec) {
+		if err := r.cfg.Store.OpenRow(row); err != nil {
+			return fmt.Errorf("receiver: open epoch %d incarnation %d at %d: %w", row.Epoch, row.Incarnation, row.First, err)
+		}
+		r.row = row
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+package sender
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"gantline/internal/record"
+	"gantline/internal/wire"
+)
+
+var (
+	// ErrTrimmed is wrapped by a Source whose log has freed what the subscriber needs next.
+	ErrTrimmed = errors.New("records have been trimmed")
+	// ErrSuspended is wrapped by a Source that is cut off from its log.
+	ErrSuspended = errors.New("subscriber is suspended")
+)
+
+// Source is the log as one subscriber sees it.
+type Source interface {
+	// Table is the log's epoch table; its newest row is the epoch that the sender speaks for.
+	Table() record.Table
+	// Durable is how far records may be sent.
+	Durable() record.Seq
+	// Wait returns nil when Durable is above after, else when ctx ends.
+	Wait(ctx context.Context, after record.Seq) error
+	// Read returns records from sequence from on, consecutive, at least one. The first may lie above from only if it
+	// is a begin. ErrTrimmed and ErrSuspended: a resync is needed.
+	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)
+	// Acked is told what the receiver has, after each ack and each hello. A hello's cursors may be lower than before.
+	Acked(stored, durable, applied record.Seq) error
+}
+
+// Config wires a Sender; zero limits and durations mean defaults.
+type Config struct {
+	Source Source
+	Hello  wire.Hello // role, name, instance, group; the sender adds purpose and parameters
+	Dial   func(ctx context.Context) (net.Conn, error)
+	// Mark is how far the receiver may apply; nil: Source.Durable.
+	Mark func() record.Seq
+	// Sent is told of bytes of frames put on the link. It is called from the sender's goroutine.
+	Sent   func(bytes int64)
+	Logger *slog.Logger
+
+	BatchRecords  int           // default 512
+	BatchBytes    int           // default 1 MiB
+	WindowRecords int           // default 65536
+	WindowBytes   int           // default 32 MiB
+	Heartbeat     time.Duration // default 1 s
+	Retry         time.Duration // between attempts while the link is down, default 1 s
+	DialTimeout   time.Duration // default 1 s
+	HelloTimeout  time.Duration // default 3 s
+}
+
+func (c *Config) defaults() {
+	set := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	wait := func(p *time.Duration, v time.Duration) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	set(&c.BatchRecords, 512)
+	set(&c.BatchBytes, 1<<20)
+	set(&c.WindowRecords, 65536)
+	set(&c.WindowBytes, 32<<20)
+	wait(&c.Heartbeat, time.Second)
+	wait(&c.Retry, time.Second)
+	wait(&c.DialTimeout, time.Second)
+	wait(&c.HelloTimeout, 3*time.Second)
+	if c.Mark == nil {
+		c.Mark = c.Source.Durable
+	}
+	if c.Sent == nil {
+		c.Sent = func(int64) {}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Sender sends one log to one subscriber. Run it once; the other methods may be called from any goroutine.
+type Sender struct {
+	cfg     Config
+	wake    chan struct{} // an ack, a stop, or something that its owner has changed
+	drained chan struct{}
+
+	mu     sync.Mutex
+	window Window
+	status Status
+	stopAt record.Seq // 0: none
+	ended  bool       // drained is closed
+}
+
+// New makes a sender.
+func New(cfg Config) *Sender {
+	cfg.defaults()
+	s := &Sender{cfg: cfg, wake: make(chan struct{}, 1), drained: make(chan struct{})}
+	s.window.MaxRecords, s.window.MaxBytes = cfg.WindowRecords, cfg.WindowBytes
+	s.status.State = StateDown
+	return s
+}
+
+// Run keeps the stream going until ctx ends.
+func (s *Sender) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		attempt := time.Now()
+		err := s.once(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		s.down(err)
+		if rest := s.cfg.Retry - time.Since(attempt); rest > 0 {
+			select {
+			case <-time.After(rest):
+			case <-ctx.Done():
+			}
+		}
+	}
+	s.down(context.Cause(ctx))
+}
+
+// once makes one connection and uses it until it ends.
+func (s *Sender) once(ctx context.Context) error {
+	table := s.cfg.Source.Table()
+	conn, ans, err := s.connect(ctx, table)
+	if err != nil {
+		return err
+	}
+	st := &session{s: s, conn: conn, table: table, lastRow: len(table) - 1}
+	defer st.count()
+	defer conn.Close()
+	if err := st.start(ans); err != nil {
+		return err
+	}
+	return st.run(ctx)
+}
+
+func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, answer, error) {
+	row, ok := table.Current()
+	if !ok {
+		return nil, answer{}, errors.New("the log has no epoch yet")
+	}
+	h := s.cfg.Hello
+	h.Purpose = wire.PurposeStream
+	h, err := h.WithParams(hello{Epoch: row.ID(), Table: table})
+	if err != nil {
+		return nil, answer{}, err
+	}
+	s.mu.Lock()
+	s.status.Attempts++
+	s.mu.Unlock()
+	dialCtx, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
+	nc, err := s.cfg.Dial(dialCtx)
+	cancel()
+	if err != nil {
+		return nil, answer{}, fmt.Errorf("link down: %w", err)
+	}
+	helloCtx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
+	defer cancel()
+	conn, in, err := wire.Handshake(helloCtx, nc, h)
+	if err != nil {
+		return nil, answer{}, refusalOf(err)
+	}
+	var a answer
+	if err := in.Decode(&a); err != nil {
+		conn.Close()
+		return nil, answer{}, err
+	}
+	return conn, a, nil
+}
+
+// StopAt says that the log ends at last: nothing above it is sent, and Drained is closed when the receiver has
+// everything up to it durable.
+func (s *Sender) StopAt(last record.Seq) {
+	s.mu.Lock()
+	s.stopAt = last
+	s.drain()
+	s.mu.Unlock()
+	s.Wake()
+}
+
+// Drained is closed when a receiver has everything up to StopAt durable.
+func (s *Sender) Drained() <-chan struct{} { return s.drained }
+
+// Wake has the sender look at its source again: a resync has begun.
+func (s *Sender) Wake() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// drain is called under mu.
+func (s *Sender) drain() {
+	if s.stopAt != 0 && !s.ended && s.window.Has().Durable >= s.stopAt {
+		s.ended = true
+		close(s.drained)
+	}
+}
+
+// acked notes an ack and tells the source.
+func (s *Sender) acked(a wire.Ack) error {
+	s.mu.Lock()
+	err := s.window.Acked(a, s.cfg.Source.Durable())
+	s.status.LastHeard = time.Now()
+	s.drain()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.Wake()
+	return s.cfg.Source.Acked(a.Stored, a.Durable, a.Applied)
+}

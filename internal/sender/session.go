@@ -1,0 +1,246 @@
+package sender
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"gantline/internal/record"
+	"gantline/internal/wire"
+)
+
+// errTable: the log has begun a row that the hello has not shown; the stream begins anew with the new table.
+var errTable = errors.New("the log has begun a new row of its epoch table")
+
+// session is one connection. The sending goroutine owns all of it but what it reaches through s.
+type session struct {
+	s       *Sender
+	conn    *wire.Conn
+	table   record.Table // as shown in the hello
+	lastRow int          // where the record before was found
+	counted int64        // bytes told to Config.Sent
+
+	beat   context.Context // ends when a heartbeat is due
+	unbeat context.CancelFunc
+	mark   record.Seq // last one sent
+}
+
+// start takes over what the receiver has.
+func (t *session) start(a answer) error {
+	s := t.s
+	has := wire.Ack{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied}
+	if row := t.table[len(t.table)-1]; row.Closed && has.Stored > row.Last {
+		// Later epochs are not ours to count.
+		has = wire.Ack{Stored: row.Last, Durable: min(has.Durable, row.Last), Applied: min(has.Applied, row.Last)}
+	}
+	if durable := s.cfg.Source.Durable(); has.Stored > durable {
+		return fmt.Errorf("%w: the receiver has stored %d, the log here is durable up to %d", ErrAck, has.Stored, durable)
+	}
+	s.mu.Lock()
+	s.window.Restart(has, max(has.Stored, a.Owed))
+	s.status.LastHeard, s.status.Heard, s.status.ReceiversTable = time.Now(), true, a.Table
+	s.drain()
+	s.mu.Unlock()
+	if err := s.cfg.Source.Acked(has.Stored, has.Durable, has.Applied); err != nil {
+		return err
+	}
+	s.become(StateStreaming, "")
+	return nil
+}
+
+// run sends until something ends the stream. It joins the goroutine that reads acks.
+func (t *session) run(parent context.Context) error {
+	ctx, cancel := context.WithCancelCause(parent)
+	var reader sync.WaitGroup
+	reader.Go(func() { cancel(t.readAcks()) })
+	err := t.pump(ctx)
+	if parent.Err() != nil {
+		t.conn.Bye()
+	}
+	t.conn.Close()
+	cancel(err)
+	reader.Wait()
+	t.unbeat()
+	return context.Cause(ctx)
+}
+
+func (t *session) readAcks() error {
+	for {
+		kind, body, err := t.conn.ReadFrame()
+		if err != nil {
+			return fmt.Errorf("link down: %w", err)
+		}
+		switch kind {
+		case wire.TypeAck:
+			a, err := wire.DecodeAck(body)
+			if err == nil {
+				err = t.s.acked(a)
+			}
+			if err != nil {
+				return err
+			}
+		case wire.TypeError:
+			e := &wire.Error{Kind: wire.KindInternal, Message: "the receiver has ended the stream"}
+			_ = json.Unmarshal(body, e)
+			return refusalOf(e)
+		default:
+			return fmt.Errorf("%w: %v frame in a stream", wire.ErrFrame, kind)
+		}
+	}
+}
+
+// pump sends what may be sent, and a heartbeat when nothing was for a while.
+func (t *session) pump(ctx context.Context) error {
+	t.rearm(ctx)
+	for ctx.Err() == nil {
+		if t.beat.Err() != nil {
+			if err := t.heartbeat(ctx); err != nil {
+				return err
+			}
+		}
+		next, limit, room := t.look()
+		switch {
+		case !room || next > limit && limit < t.s.cfg.Source.Durable():
+			// The receiver's window is full, or all that this log has for it is sent.
+			t.pause(ctx)
+		case next > limit:
+			_ = t.s.cfg.Source.Wait(t.beat, next-1)
+		default:
+			if err := t.send(ctx, next, limit); err != nil {
+				return err
+			}
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// look returns the first sequence to be sent, and the last one that may be.
+func (t *session) look() (next, limit record.Seq, room bool) {
+	durable := t.s.cfg.Source.Durable()
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	if limit = durable; t.s.stopAt != 0 {
+		limit = min(limit, t.s.stopAt)
+	}
+	return t.s.window.Next(), limit, t.s.window.Room()
+}
+
+// pause waits for an ack or a wake-up, at most until a heartbeat is due.
+func (t *session) pause(ctx context.Context) {
+	select {
+	case <-t.s.wake:
+	case <-t.beat.Done():
+	case <-ctx.Done():
+	}
+}
+
+// rearm sets the time of the next heartbeat.
+func (t *session) rearm(ctx context.Context) {
+	if t.unbeat != nil {
+		t.unbeat()
+	}
+	t.beat, t.unbeat = context.WithTimeout(ctx, t.s.cfg.Heartbeat)
+}
+
+func (t *session) heartbeat(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	t.rearm(ctx)
+	t.count()
+	return t.conn.WriteFrame(wire.TypeHeartbeat, wire.EncodeHeartbeat(wire.Heartbeat{Mark: t.s.cfg.Mark()}))
+}
+
+// send reads a batch from the log and puts it on the link.
+func (t *session) send(ctx context.Context, next, limit record.Seq) error {
+	s := t.s
+	mark := s.cfg.Mark()
+	recs, err := s.cfg.Source.Read(next, s.cfg.BatchRecords, s.cfg.BatchBytes)
+	if errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) {
+		s.become(StateResync, err.Error())
+		t.pause(ctx)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the log from %d: %w", next, err)
+	}
+	recs, bytes, err := t.check(recs, next, limit)
+	if err != nil {
+		return err
+	}
+	if len(recs) == 0 {
+		t.pause(ctx) // what follows a gap is not durable yet
+		return nil
+	}
+	last := recs[len(recs)-1].Seq
+	s.mu.Lock()
+	resumed := s.status.State != StateStreaming
+	if last <= s.window.LastSent() {
+		s.mu.Unlock()
+		return nil // another source has sent them meanwhile
+	}
+	err = s.window.Sent(last, len(recs), bytes, limit)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if resumed {
+		s.become(StateStreaming, "")
+	}
+	err = t.conn.WriteBatch(wire.Batch{Mark: mark, Records: recs})
+	t.count()
+	return err
+}
+
+// check takes what may be sent of what the log has returned, and counts its data.
+func (t *session) check(recs []record.Record, next, limit record.Seq) (ok []record.Record, bytes int, err error) {
+	if len(recs) == 0 || recs[0].Seq < next || recs[0].Seq > next && recs[0].Op != record.OpBegin {
+		return nil, 0, fmt.Errorf("the log returned other records than those from %d on", next)
+	}
+	for i := range recs {
+		r := &recs[i]
+		if r.Seq > limit {
+			return recs[:i], bytes, nil
+		}
+		if r.Seq != recs[0].Seq+record.Seq(i) {
+			return nil, 0, fmt.Errorf("the log returned record %d behind %d", r.Seq, recs[i-1].Seq)
+		}
+		if !t.shown(r) {
+			if i == 0 {
+				return nil, 0, errTable
+			}
+			return recs[:i], bytes, nil
+		}
+		bytes += len(r.Data)
+	}
+	return recs, bytes, nil
+}
+
+// shown says whether the record lies in a row that the hello has shown.
+func (t *session) shown(r *record.Record) bool {
+	in := func(i int) bool {
+		row := &t.table[i]
+		return r.Epoch == row.Epoch && r.Incarnation == row.Incarnation && row.Contains(r.Seq)
+	}
+	if in(t.lastRow) {
+		return true
+	}
+	for i := len(t.table) - 1; i >= 0; i-- {
+		if in(i) {
+			t.lastRow = i
+			return true
+		}
+	}
+	return false
+}
+
+// count tells how many bytes have been put on the link since the last time.
+func (t *session) count() {
+	if n := t.conn.SentBytes(); n > t.counted {
+		t.s.cfg.Sent(n - t.counted)
+		t.counted = n
+	}
+}

@@ -1,0 +1,134 @@
+package sender
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"gantline/internal/record"
+	"gantline/internal/wire"
+)
+
+// State says what a sender does.
+type State uint8
+
+const (
+	StateDown      State = 1 // the link or the receiver is unreachable; tried again and again. → any other
+	StateStreaming State = 2 // records flow, or all has been sent
+	StateResync    State = 3 // connected; what the receiver needs has been trimmed. → streaming, when a step begins
+	StateRefused   State = 4 // the receiver says why in Reason; tried again and again
+)
+
+func (s State) String() string {
+	switch s {
+	case StateDown:
+		return "down"
+	case StateStreaming:
+		return "streaming"
+	case StateResync:
+		return "resync needed"
+	case StateRefused:
+		return "refused"
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// Status is a sender at one instant.
+type Status struct {
+	State     State
+	Reason    string // StateRefused: split-brain, not-permitted, superseded, failed, protocol, replaced
+	BlockedOn string // empty: nothing holds it up
+	Attempts  int64  // connections tried
+	LastHeard time.Time
+
+	Sent           record.Seq
+	Has            wire.Ack // what the receiver has said last
+	Heard          bool     // it has said something in this run
+	FlightRecords  int
+	FlightBytes    int
+	StopAt         record.Seq
+	Drained        bool
+	ReceiversTable record.Table // as of its last answer or refusal
+}
+
+// Status never waits for the network.
+func (s *Sender) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.status
+	st.Has, st.Sent = s.window.Has(), s.window.LastSent()
+	st.FlightRecords, st.FlightBytes = s.window.Flight()
+	st.StopAt, st.Drained = s.stopAt, s.ended
+	if st.State == StateStreaming && st.BlockedOn == "" && !s.window.Room() {
+		st.BlockedOn = fmt.Sprintf("the receiver has not acknowledged %d bytes", st.FlightBytes)
+	}
+	return st
+}
+
+// down notes why there is no stream.
+func (s *Sender) down(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.status
+	s.status.State, s.status.Reason = StateDown, ""
+	var ref *Refusal
+	if errors.As(err, &ref) && ref.Reason != "" {
+		s.status.State, s.status.Reason = StateRefused, ref.Reason
+		s.status.ReceiversTable = ref.Table
+	}
+	s.status.BlockedOn = err.Error()
+	if was.State != s.status.State || was.BlockedOn != s.status.BlockedOn {
+		s.cfg.Logger.Info("stream is down", "group", s.cfg.Hello.Group, "state", s.status.State, "cause", err)
+	}
+}
+
+// become notes a state of an open stream.
+func (s *Sender) become(state State, blockedOn string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.status.State != state {
+		s.cfg.Logger.Info("stream", "group", s.cfg.Hello.Group, "state", state, "blocked_on", blockedOn)
+	}
+	s.status.State, s.status.Reason, s.status.BlockedOn = state, "", blockedOn
+}
+
+// hello and answer are the parameters of a stream's hello, both ways; the receiver has its own words for them.
+type hello struct {
+	Epoch record.EpochID `json:"epoch"`
+	Table record.Table   `json:"table"`
+}
+
+type answer struct {
+	Stored  record.Seq   `json:"stored"`
+	Durable record.Seq   `json:"durable"`
+	Applied record.Seq   `json:"applied"`
+	Owed    record.Seq   `json:"owed"` // records up to here come from an older source
+	Table   record.Table `json:"table"`
+}
+
+// Refusal is the receiver's reason for not serving the stream.
+type Refusal struct {
+	Reason  string       `json:"reason"`
+	Table   record.Table `json:"table"` // the receiver's
+	Stored  record.Seq   `json:"stored"`
+	Durable record.Seq   `json:"durable"`
+	Applied record.Seq   `json:"applied"`
+	message string
+}
+
+func (r *Refusal) Error() string { return r.message }
+
+// refusalOf turns a peer's error into a Refusal, if it is one.
+func refusalOf(err error) error {
+	var e *wire.Error
+	if !errors.As(err, &e) {
+		return fmt.Errorf("link down: %w", err)
+	}
+	ref := &Refusal{}
+	if len(e.Detail) == 0 || json.Unmarshal(e.Detail, ref) != nil {
+		ref = &Refusal{Reason: string(e.Kind)}
+	}
+	ref.message = e.Message
+	return ref
+}
