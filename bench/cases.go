@@ -203,7 +203,7 @@ func (b *bench) peer(ctx context.Context, s side) (endpoint, error) {
 	if s == qemuNbd {
 		file, starter = filepath.Join(b.dir, "qemu-nbd.raw"), startQemuNbd
 	}
-	if err := prepare(file, b.size, 1); err != nil {
+	if err := prepare(file, b.size, b.fill); err != nil {
 		return endpoint{}, err
 	}
 	p, e, err := starter(ctx, b.dir, file)
@@ -265,7 +265,7 @@ func (b *bench) fioVolumes(ctx context.Context) error {
 // volume makes a volume on a file that was prepared as the peers' files are.
 func (b *bench) volume(ctx context.Context, node, name string, size int64) error {
 	file := filepath.Join(b.dir, node+"-"+name+".raw")
-	if err := prepare(file, size, 1); err != nil {
+	if err := prepare(file, size, b.fill); err != nil {
 		return err
 	}
 	return b.deployment.commands(ctx, fmt.Sprintf("volume create %s/%s --size %d --device %s", node, name, size, file))

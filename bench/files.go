@@ -13,10 +13,10 @@ import (
 
 const blockSize = 4096
 
-// prepare makes the file that a side serves: every block written once, in order, by 4 KiB writes, and flushed. All
-// sides' files come from here, so they lie on the disk and in the page cache alike. The same seed gives the same
-// bytes, none of them zeros, so nothing can be skipped. An existing file is used up to its blocks again.
-func prepare(path string, size int64, seed uint64) error {
+// prepare makes the file that a side serves: all of it written once, in order, by writes of the length given, and
+// flushed. All sides' files come from here, so they lie on the disk and in the page cache alike. The bytes are the same
+// each time, and no block is zeros, so nothing can be skipped.
+func prepare(path string, size, length int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
@@ -25,15 +25,17 @@ func prepare(path string, size int64, seed uint64) error {
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 		return fmt.Errorf("%s: allocating %d bytes: %w", path, size, err)
 	}
-	random := rand.NewPCG(seed, 0)
-	block := make([]byte, blockSize)
-	for i := 0; i < len(block); i += 8 {
-		binary.LittleEndian.PutUint64(block[i:], random.Uint64()|1)
+	random := rand.NewPCG(1, 0)
+	chunk := make([]byte, length)
+	for i := 0; i < len(chunk); i += 8 {
+		binary.LittleEndian.PutUint64(chunk[i:], random.Uint64())
 	}
-	for off := int64(0); off < size; off += blockSize {
-		binary.LittleEndian.PutUint64(block, uint64(off)^seed|1)
-		binary.LittleEndian.PutUint64(block[2048:], random.Uint64()|1)
-		if _, err := f.WriteAt(block[:min(blockSize, size-off)], off); err != nil {
+	for off := int64(0); off < size; off += length {
+		for i := int64(0); i < length; i += blockSize {
+			binary.LittleEndian.PutUint64(chunk[i:], uint64(off+i)|1) // every block is another
+			binary.LittleEndian.PutUint64(chunk[i+blockSize/2:], random.Uint64())
+		}
+		if _, err := f.WriteAt(chunk[:min(length, size-off)], off); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}

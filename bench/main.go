@@ -29,6 +29,7 @@ type options struct {
 	runs      int
 	size      int64         // bytes of the volumes that fio works on
 	moveSize  int64         // bytes of the volumes that are moved
+	fill      int64         // length of the writes that filled the files before
 	time      time.Duration // of one fio run
 	memoryCap int64         // bytes that a node may use under full load
 	peersOnly bool
@@ -70,11 +71,12 @@ func mainCode() int {
 func parse(args []string) (o options, list bool, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.gantline, "gantline", "bin/gantline", "the binary to measure")
-	f.StringVar(&o.dir, "dir", "", "where all files go (default: a new directory below TMPDIR, removed at the end)")
+	f.StringVar(&o.dir, "dir", "", "where a directory for all files is made, removed at the end (default: TMPDIR)")
 	pattern := f.String("run", "", "only cases whose name matches this expression")
 	f.IntVar(&o.runs, "runs", 3, "turns of each side; medians are compared")
 	size := f.String("size", "1GiB", "size of the volumes read and written")
 	moveSize := f.String("move-size", "2GiB", "size of the volumes moved")
+	fill := f.String("fill", "1MiB", "length of the writes that fill all sides' files before; it decides what a small write costs later")
 	f.DurationVar(&o.time, "time", 5*time.Second, "length of one measurement")
 	memoryCap := f.String("memory-cap", "768MiB", "what a node started with --memory 512MiB may use of memory under full load")
 	f.BoolVar(&o.peersOnly, "peers", false, "measure the peers alone: what this machine gives, no goals")
@@ -92,10 +94,13 @@ func parse(args []string) (o options, list bool, err error) {
 	for _, s := range []struct {
 		name, text string
 		to         *int64
-	}{{"-size", *size, &o.size}, {"-move-size", *moveSize, &o.moveSize}, {"-memory-cap", *memoryCap, &o.memoryCap}} {
+	}{{"-size", *size, &o.size}, {"-move-size", *moveSize, &o.moveSize}, {"-fill", *fill, &o.fill}, {"-memory-cap", *memoryCap, &o.memoryCap}} {
 		if *s.to, err = parseSize(s.text); err != nil {
 			return o, false, fmt.Errorf("%s: %w", s.name, err)
 		}
+	}
+	if o.fill > 64<<20 {
+		return o, false, errors.New("-fill must be at most 64MiB")
 	}
 	if o.runs < 1 || o.runs > 100 || o.time < time.Second {
 		return o, false, errors.New("-runs must be 1 to 100, -time at least 1s")
@@ -108,13 +113,7 @@ func measure(ctx context.Context, o options) (ok bool, err error) {
 	if err := checkTools(o); err != nil {
 		return false, err
 	}
-	made := false
-	if o.dir == "" {
-		if o.dir, err = os.MkdirTemp("", "gantline-bench-"); err != nil {
-			return false, err
-		}
-		made = true
-	} else if err := os.MkdirAll(o.dir, 0o755); err != nil {
+	if o.dir, err = os.MkdirTemp(o.dir, "bench-"); err != nil {
 		return false, err
 	}
 	// Children run with this directory's absolute path; unix socket paths are limited to about 100 bytes.
@@ -127,10 +126,10 @@ func measure(ctx context.Context, o options) (ok bool, err error) {
 	b := &bench{options: o, table: newTable(os.Stdout)}
 	defer func() {
 		err = errors.Join(err, b.close())
-		if made && !o.keep {
-			err = errors.Join(err, os.RemoveAll(o.dir))
-		} else {
+		if o.keep {
 			fmt.Fprintln(os.Stderr, "bench: files are in", o.dir)
+		} else {
+			err = errors.Join(err, os.RemoveAll(o.dir))
 		}
 	}()
 	ran := 0
@@ -150,6 +149,8 @@ func measure(ctx context.Context, o options) (ok bool, err error) {
 	if ran == 0 {
 		return false, errors.New("no case matches -run")
 	}
+	fmt.Printf("volumes of %d MiB filled by writes of %d KiB, moved ones of %d MiB; medians of %d turns of %v\n",
+		o.size>>20, o.fill>>10, o.moveSize>>20, o.runs, o.time)
 	return b.table.print(), nil
 }
 

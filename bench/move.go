@@ -52,7 +52,7 @@ type mirror struct {
 
 func (m *mirror) prepare(ctx context.Context) (e endpoint, err error) {
 	m.files = [2]string{filepath.Join(m.b.dir, "mirror-a.raw"), filepath.Join(m.b.dir, "mirror-b.raw")}
-	if err := prepare(m.files[0], m.b.moveSize, 1); err != nil {
+	if err := prepare(m.files[0], m.b.moveSize, m.b.fill); err != nil {
 		return e, err
 	}
 	// The target begins as a new volume does on our side: the right size, and nothing in it.

@@ -43,8 +43,8 @@ type storageDaemon struct {
 func startStorageDaemon(ctx context.Context, dir, name, file string) (*storageDaemon, error) {
 	d := &storageDaemon{endpoint: endpoint{socket: filepath.Join(dir, name+".sock"), export: "v"}}
 	control := filepath.Join(dir, name+".qmp")
-	for _, stale := range []string{d.socket, control} {
-		os.Remove(stale)
+	for _, earlier := range []string{d.socket, control} { // each move starts its own daemons
+		os.Remove(earlier)
 	}
 	p, err := start("qemu-storage-daemon "+name, "qemu-storage-daemon",
 		"--chardev", "socket,id=control,path="+control+",server=on,wait=off",

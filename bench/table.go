@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -17,9 +18,8 @@ type row struct {
 }
 
 type table struct {
-	out    io.Writer
-	rows   []row
-	failed int
+	out  io.Writer
+	rows []row
 }
 
 func newTable(out io.Writer) *table { return &table{out: out} }
@@ -55,7 +55,9 @@ func (t *table) absolute(name, unit string, value float64) {
 
 // fail notes a case that could not be measured, which is a goal missed.
 func (t *table) fail(name string, err error) {
-	t.rows = append(t.rows, row{name: name, ours: "failed", goal: err.Error(), checked: true})
+	progress("%s: %v", name, err)
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	t.rows = append(t.rows, row{name: name, ours: "failed", goal: first, checked: true})
 }
 
 // print writes the table; false: a goal was missed.
