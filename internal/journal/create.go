@@ -148,4 +148,3 @@ func Space(devs []block.Device) (data int64, entries int64, err error) {
 
 // SmallestSize is the size in bytes of the smallest single device that Create accepts.
 func SmallestSize() int64 { return dataAt0 + minEntries*entrySize + minData }
-

@@ -100,14 +100,14 @@ func chooseLabel(dev block.Device) (l label, bad []int, err error) {
 		return l, bad, nil
 	}
 	for _, err := range errs {
-		if errors.Is(err, ErrVersion) || !errors.Is(err, ErrForeign) && !errors.Is(err, block.ErrIO) {
-			if errors.Is(err, ErrVersion) {
-				return l, bad, err
-			}
-			return l, bad, fmt.Errorf("%w: label: %w", ErrSuperblock, err)
+		if errors.Is(err, ErrVersion) {
+			return l, bad, err
 		}
 	}
-	return l, bad, errs[0]
+	if errors.Is(errs[0], ErrForeign) && errors.Is(errs[1], ErrForeign) {
+		return l, bad, errs[0]
+	}
+	return l, bad, fmt.Errorf("%w: label: %w, its copy: %w", ErrSuperblock, errs[0], errs[1])
 }
 
 // readSupers reads both superblocks and chooses.
