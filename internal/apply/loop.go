@@ -16,8 +16,9 @@ const (
 
 // Log gives back records that are stored here.
 type Log interface {
-	// Read returns records from sequence from on, ascending, at least one, at most maxRecords and about maxBytes.
-	// Where from lies in a gap it returns what stands behind the gap.
+	// Read returns consecutive records from sequence from on, at least one, at most maxRecords and about maxBytes.
+	// Where from lies in a gap it begins behind the gap. Each has in Mark the primary's durable mark as it was known
+	// when the record was stored here.
 	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)
 }
 
@@ -37,7 +38,6 @@ type Config struct {
 	State   State
 	Stored  record.Seq
 	Durable record.Seq
-	Mark    record.Seq // the primary's durable mark, as far as it was known before the restart
 
 	WindowBytes  int // records kept in memory
 	BatchRecords int // most records in one call of the sink
@@ -87,11 +87,12 @@ func Open(cfg Config) (*Loop, error) {
 			if err := l.machine.Stored(recs[i].Seq, recs[i].Op, recs[i].Flags); err != nil {
 				return nil, fmt.Errorf("apply: scan the log: %w", err)
 			}
+			// The mark that came with a record speaks for it and those before it, whatever is cut or comes later.
+			l.machine.Mark(min(recs[i].Mark, recs[i].Seq))
 		}
 		from = last(recs) + 1
 	}
 	l.machine.Durable(cfg.Durable)
-	l.machine.Mark(cfg.Mark)
 	return l, nil
 }
 

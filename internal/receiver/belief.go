@@ -35,10 +35,9 @@ type Fence struct {
 
 // State is what a receiver keeps durable: whom it believes. Sources ascend by epoch; each but the last is closed.
 type State struct {
-	Sources   []Source   `json:"sources"`
-	Permitted []Permit   `json:"permitted"`
-	Fence     *Fence     `json:"fence"`
-	Mark      record.Seq `json:"mark"` // the primary's durable mark; may lag behind what was heard
+	Sources   []Source `json:"sources"`
+	Permitted []Permit `json:"permitted"`
+	Fence     *Fence   `json:"fence"`
 }
 
 func (s State) clone() State {
@@ -127,10 +126,10 @@ func (s State) judge(id record.EpochID, table record.Table, have Having) (verdic
 	}
 	v := verdict{next: s, keep: keep}
 	cur, any := s.current()
-	switch _, valid := s.source(id); {
-	case valid && keep < have.Stored && id.Number < cur.Epoch.Number:
-		return verdict{}, refuse(ReasonSplitBrain, "epoch %d of %s ends at %d there, and later epochs are stored here from another cut on",
-			id.Number, id.Node, keep)
+	row, _ := table.Current()
+	switch src, valid := s.source(id); {
+	case valid && src.Last != 0 && row.Closed && row.Last != src.Last:
+		return verdict{}, refuse(ReasonSplitBrain, "epoch %d of %s ends at %d there, the cut here is %d", id.Number, id.Node, row.Last, src.Last)
 	case valid:
 	case any && id.Number < cur.Epoch.Number:
 		if v.last, err = past(id, table, have.Table); err != nil {

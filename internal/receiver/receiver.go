@@ -15,7 +15,7 @@ import (
 // ErrFull is wrapped by a Store whose Append has no room just now and has changed nothing: the stream waits.
 var ErrFull = errors.New("log is full")
 
-// Store is the log that records are kept in. After an error other than ErrFull it is not used again.
+// Store is the log that records are kept in, ready to be appended to behind what recovery found. After an error other than ErrFull it is not used again.
 type Store interface {
 	// Append adds records of the newest row, the first one right behind the last one stored.
 	Append(recs []record.Record) error
@@ -48,7 +48,7 @@ type Config struct {
 	Applier Applier
 	Applied record.Seq // at Open
 	State   []byte     // as Save was last given it; empty at first
-	// Save makes the state durable before it returns. Rare, but for the mark: at most once a second.
+	// Save makes the state durable before it returns. Rare: when it changes whom to believe.
 	Save   func(state []byte) error
 	Logger *slog.Logger
 
@@ -63,7 +63,6 @@ type Config struct {
 const (
 	maxStreams       = 8
 	defaultSyncBytes = 1 << 20
-	markSaveEvery    = time.Second
 	fullRetry        = 20 * time.Millisecond
 )
 
@@ -74,8 +73,6 @@ type Receiver struct {
 
 	syncWake chan struct{}
 	failed   chan struct{} // closed with err set
-	// saving orders the writes of the state; taken under mu, so that a later state is never overwritten by an earlier.
-	saving sync.Mutex
 
 	mu        sync.Mutex
 	state     State
@@ -87,8 +84,7 @@ type Receiver struct {
 	cuts      int        // how often stored records have been dropped
 	unsynced  int        // bytes appended since the last sync began
 	full      bool
-	markSaved record.Seq
-	savedAt   time.Time
+	mark      record.Seq // the primary's durable mark, as heard in this run
 	lastHeard time.Time
 	err       error
 }
@@ -108,7 +104,7 @@ func Open(cfg Config) (*Receiver, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Receiver{cfg: cfg, log: cfg.Logger, state: state, streams: map[*stream]struct{}{}, markSaved: state.Mark,
+	r := &Receiver{cfg: cfg, log: cfg.Logger, state: state, streams: map[*stream]struct{}{},
 		syncWake: make(chan struct{}, 1), failed: make(chan struct{}), applied: cfg.Applied}
 	r.durable, r.stored = cfg.Store.Cursors()
 	r.row, _ = cfg.Store.Table().Current()
@@ -125,16 +121,13 @@ func (r *Receiver) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			r.sync()
-			return r.saveMark(true)
+			return r.Err()
 		case <-r.failed:
 			return r.Err()
 		case <-r.syncWake:
 		}
 		r.gather(ctx)
 		r.sync()
-		if err := r.saveMark(false); err != nil {
-			r.fail(err)
-		}
 	}
 }
 
@@ -204,42 +197,16 @@ func (r *Receiver) Applied(seq record.Seq) {
 	}
 }
 
-// saveMark makes the mark durable, now and then: after a restart with the sources gone, what lies below it may be
-// applied.
-func (r *Receiver) saveMark(now bool) error {
-	r.mu.Lock()
-	due := r.state.Mark > r.markSaved && (now || time.Since(r.savedAt) >= markSaveEvery)
-	if !due || r.err != nil {
-		r.mu.Unlock()
-		return nil
-	}
-	state := r.state.clone()
-	r.markSaved, r.savedAt = state.Mark, time.Now()
-	r.saving.Lock()
-	r.mu.Unlock()
-	defer r.saving.Unlock()
-	return r.write(state)
-}
-
 // change makes next the state, durably first. Called under mu.
 func (r *Receiver) change(next State) error {
-	r.saving.Lock()
-	defer r.saving.Unlock()
-	if err := r.write(next); err != nil {
-		return err
-	}
-	r.state = next
-	return nil
-}
-
-func (r *Receiver) write(s State) error {
-	b, err := s.encode()
+	b, err := next.encode()
 	if err == nil {
 		err = r.cfg.Save(b)
 	}
 	if err != nil {
 		return fmt.Errorf("receiver: save whom to believe: %w", err)
 	}
+	r.state = next
 	return nil
 }
 
@@ -367,7 +334,7 @@ func (r *Receiver) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	state := r.state.clone()
-	st := Status{Stored: r.stored, Durable: r.durable, Applied: r.applied, Mark: r.state.Mark, Sources: state.Sources,
+	st := Status{Stored: r.stored, Durable: r.durable, Applied: r.applied, Mark: r.mark, Sources: state.Sources,
 		Permitted: state.Permitted, CopySource: state.CopySource(), LastHeard: r.lastHeard, Err: r.err}
 	if cur, ok := state.current(); ok {
 		st.Owed = state.owed(cur.Epoch)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 
 	"gantline/internal/record"
+	"gantline/internal/wire"
 )
 
 // right is what one stream may send: records inside the rows that its hello has shown, up to last.
@@ -22,6 +23,9 @@ func (t *right) check(recs []record.Record) error {
 		if i > 0 && r.Seq != recs[i-1].Seq+1 && !(r.Op == record.OpBegin && r.Seq > recs[i-1].Seq) {
 			return refuse(ReasonProtocol, "record %d behind %d", r.Seq, recs[i-1].Seq)
 		}
+		if !sane(r) {
+			return refuse(ReasonProtocol, "record %d: op %d, length %d, %d bytes of data", r.Seq, r.Op, r.Length, len(r.Data))
+		}
 		if t.last != 0 && r.Seq > t.last {
 			return refuse(ReasonSuperseded, "record %d of epoch %d, whose cut is %d", r.Seq, r.Epoch, t.last)
 		}
@@ -34,6 +38,25 @@ func (t *right) check(recs []record.Record) error {
 		}
 	}
 	return nil
+}
+
+// sane says whether a record is one that a log may hold: a malformed one must not get as far as the store.
+func sane(r *record.Record) bool {
+	data := len(r.Data)
+	if r.Seq == 0 || r.Seq > record.MaxSeq || data > wire.MaxPayload || data == 0 && r.CRC != 0 {
+		return false
+	}
+	switch r.Op {
+	case record.OpWrite:
+		return data > 0 && data == int(r.Length)
+	case record.OpCopy:
+		return data == 0 && r.Flags&record.FlagEmpty != 0 || data > 0 && r.Flags&record.FlagEmpty == 0 && data == int(r.Length)
+	case record.OpZero, record.OpTrim, record.OpBegin, record.OpEnd:
+		return data == 0
+	case record.OpMember, record.OpDigest, record.OpFence:
+		return true
+	}
+	return false
 }
 
 func (t *right) inRow(r *record.Record) bool {
@@ -85,6 +108,9 @@ func (t *right) rows(current record.Row, any bool, r *record.Record) []record.Ro
 
 // run is the length of the leading records that one call of the store may take: one row, no gap inside.
 func run(recs []record.Record) int {
+	if len(recs) == 0 {
+		return 0
+	}
 	for i := 1; i < len(recs); i++ {
 		if recs[i].Epoch != recs[0].Epoch || recs[i].Incarnation != recs[0].Incarnation || recs[i].Seq != recs[i-1].Seq+1 {
 			return i

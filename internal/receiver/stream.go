@@ -142,9 +142,7 @@ func (r *Receiver) cutBack(keep record.Seq) error {
 	r.cuts++
 	r.durable, r.stored = r.cfg.Store.Cursors()
 	r.row, _ = r.cfg.Store.Table().Current()
-	// A mark heard before speaks for the records that were dropped.
-	r.state.Mark = min(r.state.Mark, r.stored)
-	r.markSaved = min(r.markSaved, r.state.Mark)
+	r.mark = min(r.mark, r.stored) // heard before, it speaks for the records that were dropped
 	return nil
 }
 
@@ -159,9 +157,6 @@ func (r *Receiver) leave(s *stream) {
 	r.mu.Lock()
 	delete(r.streams, s)
 	r.mu.Unlock()
-	if err := r.saveMark(true); err != nil {
-		r.fail(err)
-	}
 }
 
 // ackLoop tells the source what is here whenever that has changed, and once in a while anyway.
@@ -266,7 +261,7 @@ func (r *Receiver) batches(ctx context.Context, s *stream, body []byte) error {
 			return refuse(ReasonProtocol, "%v frame in a stream", t)
 		}
 	}
-	if err := r.take(ctx, s, recs); err != nil {
+	if err := r.take(ctx, s, recs, mark); err != nil {
 		return err
 	}
 	if err := r.heard(s, mark); err != nil {
@@ -283,14 +278,19 @@ func (r *Receiver) heard(s *stream, mark record.Seq) error {
 		return err
 	}
 	r.lastHeard = time.Now()
-	if s.right.last != 0 {
-		mark = min(mark, s.right.last)
-	}
-	if mark > r.state.Mark {
-		r.state.Mark = mark
+	if mark = s.believed(mark); mark > r.mark {
+		r.mark = mark
 		r.cfg.Applier.Mark(mark)
 	}
 	return nil
+}
+
+// believed is as much of a mark as the source can speak for; under the receiver's mu.
+func (s *stream) believed(mark record.Seq) record.Seq {
+	if s.right.last != 0 {
+		return min(mark, s.right.last)
+	}
+	return mark
 }
 
 // alive is called under mu.
@@ -304,10 +304,14 @@ func (r *Receiver) alive(s *stream) error {
 	return nil
 }
 
-// take stores the records, waiting where it must.
-func (r *Receiver) take(ctx context.Context, s *stream, recs []record.Record) error {
-	for first := true; ; first = false {
-		wait, err := r.store(s, &recs, first)
+// take stores the records, waiting where it must. They are stored with the mark that came with them: after a restart
+// with the sources gone, it tells how far they may be applied.
+func (r *Receiver) take(ctx context.Context, s *stream, recs []record.Record, mark record.Seq) error {
+	if err := r.admit(s, recs, mark); err != nil {
+		return err
+	}
+	for {
+		wait, err := r.store(s, &recs)
 		if err != nil {
 			return err
 		}
@@ -336,21 +340,30 @@ func (r *Receiver) pause(ctx context.Context, s *stream, d time.Duration) error 
 	return nil
 }
 
+// admit checks that the source may send these records.
+func (r *Receiver) admit(s *stream, recs []record.Record, mark record.Seq) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.alive(s); err != nil {
+		return err
+	}
+	if err := s.right.check(recs); err != nil {
+		return err
+	}
+	mark = s.believed(mark)
+	for i := range recs {
+		recs[i].Mark = max(recs[i].Mark, mark)
+	}
+	return r.fence(recs)
+}
+
 // store appends what of recs may be stored now and takes it off recs. wait: the rest may not yet; try again when
 // something has changed or the time is over.
-func (r *Receiver) store(s *stream, recs *[]record.Record, check bool) (wait time.Duration, err error) {
+func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.alive(s); err != nil {
 		return 0, err
-	}
-	if check {
-		if err := s.right.check(*recs); err != nil {
-			return 0, err
-		}
-		if err := r.fence(*recs); err != nil {
-			return 0, err
-		}
 	}
 	fresh, early, err := s.right.sift(*recs, r.stored)
 	s.waits = early
@@ -358,18 +371,21 @@ func (r *Receiver) store(s *stream, recs *[]record.Record, check bool) (wait tim
 	if err != nil || early {
 		return r.cfg.AckEvery, err
 	}
-	for len(fresh) > 0 {
-		n := run(fresh)
+	for n := run(fresh); len(fresh) > 0; {
 		err := r.append(s, fresh[:n])
-		if errors.Is(err, ErrFull) {
+		switch {
+		case errors.Is(err, ErrFull) && n > 1:
+			n /= 2 // there may be room for some
+		case errors.Is(err, ErrFull):
 			r.full, *recs = true, fresh
 			return fullRetry, nil
-		}
-		if err != nil {
+		case err != nil:
 			r.failLocked(err)
 			return 0, r.failure()
+		default:
+			fresh = fresh[n:]
+			n = run(fresh)
 		}
-		fresh = fresh[n:]
 	}
 	return 0, nil
 }

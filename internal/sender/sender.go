@@ -129,7 +129,7 @@ func (s *Sender) Run(ctx context.Context) {
 
 // once makes one connection and uses it until it ends.
 func (s *Sender) once(ctx context.Context) error {
-	table := s.cfg.Source.Table()
+	table := s.table()
 	conn, ans, err := s.connect(ctx, table)
 	if err != nil {
 		return err
@@ -141,6 +141,18 @@ func (s *Sender) once(ctx context.Context) error {
 		return err
 	}
 	return st.run(ctx)
+}
+
+// table is the one to be shown: a log that ends is shown with its end, so that a receiver that has gone on to the next
+// epoch still hears that nothing more can come.
+func (s *Sender) table() record.Table {
+	table := s.cfg.Source.Table()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if row, ok := table.Current(); ok && s.stopAt != 0 && !row.Closed && row.First <= s.stopAt+1 {
+		return table.Close(s.stopAt)
+	}
+	return table
 }
 
 func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, answer, error) {
