@@ -138,6 +138,9 @@ func (c *Conn) LastHeard() time.Time { return c.started.Add(time.Duration(c.last
 // Done is closed when the connection has ended, Err says why.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
+// Abort ends the connection without waiting for anything; err becomes its cause.
+func (c *Conn) Abort(err error) { c.fail(err) }
+
 // Err is why the connection has ended, nil while it has not.
 func (c *Conn) Err() error {
 	if p := c.cause.Load(); p != nil {

@@ -194,6 +194,8 @@ func TestIOAdmitRefusesAnUnknownEpoch(t *testing.T) {
 	if r := do(t, c, &block.Request{Op: block.OpFlush}); !errors.Is(r.Err, ErrStale) {
 		t.Fatalf("err %v", r.Err)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.seen != 1 {
 		t.Fatalf("%d requests reached the target", m.seen)
 	}
