@@ -59,6 +59,7 @@ type Journal struct {
 	Size    int64    `json:"size"` // bytes
 	Devices []string `json:"devices"`
 	Group   string   `json:"group"`
+	Auto    bool     `json:"auto"` // made by group create, deleted with the group
 }
 
 // Host may open a virtual volume.
@@ -101,6 +102,9 @@ type Group struct {
 	Suspended        bool   `json:"suspended"` // by command
 	Migrations       int    `json:"migrations"`
 	Revision         uint64 `json:"revision"` // raised by every change; nodes ignore an older spec
+
+	// WANGone has the bytes sent by nodes that have left the group, as they last told.
+	WANGone map[string]int64 `json:"wan_gone,omitempty"`
 }
 
 // Decision values of a Migration.
@@ -133,6 +137,27 @@ type Migration struct {
 	Steps         []Step            `json:"steps"`
 	Labels        map[string]string `json:"labels,omitempty"`
 	WANBytesStart int64             `json:"wan_bytes_start"`
+	Seen          MoveSeen          `json:"seen"`
+
+	MadeVolumes []string `json:"made_volumes"` // target volumes that the move itself makes, NODE/NAME
+	MadeJournal string   `json:"made_journal"` // likewise
+	JournalSize int64    `json:"journal_size"` // of a made journal, bytes
+	VvolsMoved  bool     `json:"vvols_moved"`  // virtual volumes name the target's volumes
+	RunAsked    bool     `json:"run_asked"`    // migrate.run may have been sent: the target decides from here on
+	Undo        []string `json:"undo"`         // calls still to be made after the move has failed: "METHOD NODE"
+}
+
+// MoveSeen is what the target last told of a move, kept for the time when nobody can tell it any more.
+type MoveSeen struct {
+	Cut          *uint64  `json:"cut"`
+	Epoch        *uint64  `json:"epoch"`
+	PauseMS      *float64 `json:"pause_ms"`
+	Total        *int64   `json:"total"`
+	Present      *int64   `json:"present"`
+	Background   *int64   `json:"background"`
+	OnDemand     *int64   `json:"on_demand"`
+	Twice        *int64   `json:"twice"`
+	WANBytesSent *int64   `json:"wan_bytes_sent"`
 }
 
 // MovedVolume maps one volume of the group onto its place at the target.

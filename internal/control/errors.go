@@ -62,3 +62,16 @@ var (
 	// ErrTooLarge: a key, a value or a transaction exceeds the store's limits.
 	ErrTooLarge = errors.New("beyond the store's limits")
 )
+
+// WireKind is the kind under which the error crosses a call connection.
+func (e *Error) WireKind() string {
+	switch e.Kind {
+	case KindUsage:
+		return "invalid"
+	case KindNotFound, KindRefused:
+		return string(e.Kind)
+	case KindUnreachable, KindTimeout:
+		return "unavailable"
+	}
+	return "internal"
+}

@@ -1,0 +1,420 @@
+package manager
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"gantline/internal/control"
+)
+
+const maxPairs = 256 // of a group
+
+// Choices of a group. The first is the default.
+var groupChoices = []struct {
+	flag   string
+	values []string
+	built  int // the first so many are built
+}{
+	{"mode", []string{"async", "sync", "periodic"}, 1},
+	{"log", []string{"journal", "queue"}, 1},
+	{"transfer", []string{"push", "pull"}, 1},
+	{"retain", []string{"applied", "transferred"}, 1},
+}
+
+func choose(i int, value string) (string, error) {
+	c := groupChoices[i]
+	switch n := slices.Index(c.values, value); {
+	case value == "":
+		return c.values[0], nil
+	case n < 0:
+		return "", control.Errorf(control.KindUsage, "--%s %q: it is %s", c.flag, value, strings.Join(c.values, " or "))
+	case n >= c.built:
+		return "", control.NotBuilt("--" + c.flag + " " + value)
+	}
+	return value, nil
+}
+
+// newGroup checks a request and fills in the defaults.
+func newGroup(in control.GroupRequest) (control.Group, error) {
+	g := control.Group{Name: in.Name, Primary: in.Primary, Secondary: in.Secondary, Epoch: 1, NextNumber: 1, Revision: 1,
+		Pairs: []control.Pair{}}
+	if err := control.CheckName("group", in.Name); err != nil {
+		return g, err
+	}
+	for _, node := range []string{in.Primary, in.Secondary} {
+		if err := control.CheckNode(node); err != nil {
+			return g, err
+		}
+	}
+	if in.Primary == in.Secondary {
+		return g, control.Errorf(control.KindUsage, "group %s: primary and secondary are both %s; a copy on the same node "+
+			"protects from nothing", in.Name, in.Primary)
+	}
+	for i, field := range []struct {
+		to   *string
+		from string
+	}{{&g.Mode, in.Mode}, {&g.Log, in.Log}, {&g.Transfer, in.Transfer}, {&g.Retain, in.Retain}} {
+		v, err := choose(i, field.from)
+		if err != nil {
+			return g, err
+		}
+		*field.to = v
+	}
+	g.PrimaryJournal, g.SecondaryJournal = in.PrimaryJournal, in.SecondaryJournal
+	for _, j := range []struct{ name, node string }{{g.PrimaryJournal, g.Primary}, {g.SecondaryJournal, g.Secondary}} {
+		if j.name == "" {
+			continue
+		}
+		if node, _, err := control.SplitOwned("journal", j.name); err != nil {
+			return g, err
+		} else if node != j.node {
+			return g, control.Errorf(control.KindRefused, "group %s: journal %s is not on node %s, where it is needed",
+				in.Name, j.name, j.node)
+		}
+	}
+	return g, nil
+}
+
+func (m *Manager) groupCreate(ctx context.Context, in control.GroupRequest) error {
+	g, err := newGroup(in)
+	if err != nil {
+		return err
+	}
+	unlock, err := m.locks.lock(ctx, "group/"+g.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	old, exists, err := find[control.Group](ctx, m, control.KindGroup, g.Name)
+	if err != nil {
+		return err
+	}
+	if exists {
+		if !sameGroup(&old.V, &g) {
+			return control.Errorf(control.KindRefused, "group %s exists with other parameters (primary %s, secondary %s); "+
+				"delete it first or choose another name", g.Name, old.V.Primary, old.V.Secondary)
+		}
+		_, err := m.pushGroup(ctx, &old.V)
+		return err
+	}
+	if err := m.room(ctx, control.KindGroup); err != nil {
+		return err
+	}
+	for _, node := range []string{g.Primary, g.Secondary} {
+		if _, err := load[control.Node](ctx, m, control.KindNode, node); err != nil {
+			return err
+		}
+	}
+	c := m.change()
+	for _, j := range []struct {
+		name *string
+		node string
+	}{{&g.PrimaryJournal, g.Primary}, {&g.SecondaryJournal, g.Secondary}} {
+		if err := m.takeJournal(ctx, c, &g, j.name, j.node); err != nil {
+			return err
+		}
+	}
+	c.put(old.Key, 0, g).event("group/"+g.Name, "created", "command", "group %s from %s to %s, %s, %s",
+		g.Name, g.Primary, g.Secondary, g.Mode, g.Log)
+	if _, err := m.commit(ctx, c); err != nil {
+		return err
+	}
+	if _, err := m.pushGroup(ctx, &g); err != nil {
+		return m.undoGroup(ctx, &g, err)
+	}
+	return nil
+}
+
+// sameGroup compares what a create states with what there is; an unnamed journal fits any.
+func sameGroup(old, in *control.Group) bool {
+	return old.Primary == in.Primary && old.Secondary == in.Secondary && old.Mode == in.Mode && old.Log == in.Log &&
+		old.Transfer == in.Transfer && old.Retain == in.Retain &&
+		(in.PrimaryJournal == "" || in.PrimaryJournal == old.PrimaryJournal) &&
+		(in.SecondaryJournal == "" || in.SecondaryJournal == old.SecondaryJournal)
+}
+
+// takeJournal gives a journal to a group, in c. Where none is named it makes NODE/GROUP.
+func (m *Manager) takeJournal(ctx context.Context, c *change, g *control.Group, name *string, node string) error {
+	if *name == "" {
+		*name = node + "/" + g.Name
+		if _, err := m.journalCreate(ctx, control.JournalRequest{Name: *name, Size: defaultJournal}, true); err != nil {
+			return err
+		}
+		if planOf(ctx) != nil {
+			return nil
+		}
+	}
+	j, err := load[control.Journal](ctx, m, control.KindJournal, *name)
+	if err != nil {
+		return err
+	}
+	if j.V.Group != "" {
+		return control.Errorf(control.KindRefused, "journal %s serves group %s; groups never share one", *name, j.V.Group)
+	}
+	j.V.Group = g.Name
+	c.put(j.Key, j.Rev, j.V)
+	return nil
+}
+
+// undoGroup takes a group back that a node has refused. What cannot be taken back now is left to `group delete`.
+func (m *Manager) undoGroup(ctx context.Context, g *control.Group, cause error) error {
+	if err := m.dropGroup(ctx, g.Name); err != nil {
+		m.log.Warn("refused group could not be taken back", "group", g.Name, "error", err)
+		return control.Errorf(control.KindOf(cause), "group %s: %v; run `gantline group delete %s`", g.Name, cause, g.Name)
+	}
+	return control.Errorf(control.KindOf(cause), "group %s: %v; nothing was changed", g.Name, cause)
+}
+
+// dropGroup is the whole of group delete: nodes, then store, then the journals that came with it.
+func (m *Manager) dropGroup(ctx context.Context, name string) error {
+	g, err := load[control.Group](ctx, m, control.KindGroup, name)
+	if err != nil {
+		return err
+	}
+	for _, node := range []string{g.V.Primary, g.V.Secondary} {
+		err := m.do(ctx, node, control.CallGroupDelete, name, control.NameOnly{Name: name}, nil, callTimeout)
+		if err != nil && control.KindOf(err) != control.KindNotFound {
+			return err
+		}
+	}
+	c := m.change().del(g.Key, g.Rev)
+	volumes, err := loadAll[control.Volume](ctx, m, control.KindVolume)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if v.V.Group == name {
+			v.V.Group = ""
+			c.put(v.Key, v.Rev, v.V)
+		}
+	}
+	journals, err := loadAll[control.Journal](ctx, m, control.KindJournal)
+	if err != nil {
+		return err
+	}
+	var auto []string
+	for _, j := range journals {
+		if j.V.Group != name {
+			continue
+		}
+		if j.V.Auto {
+			auto = append(auto, j.V.Node+"/"+j.V.Name)
+		}
+		j.V.Group = ""
+		c.put(j.Key, j.Rev, j.V)
+	}
+	migrations, err := loadAll[control.Migration](ctx, m, control.KindMigration)
+	if err != nil {
+		return err
+	}
+	for _, mg := range migrations {
+		if mg.V.Group == name {
+			c.del(mg.Key, mg.Rev)
+		}
+	}
+	c.event("group/"+name, "deleted", "command", "group %s deleted; its volumes keep what they hold", name)
+	if _, err := m.commit(ctx, c); err != nil {
+		return err
+	}
+	for _, j := range auto { // a crash in between leaves a free journal, which `journal delete` removes
+		if err := m.journalDelete(ctx, j); err != nil {
+			m.log.Warn("journal of a deleted group was left", "journal", j, "error", err)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) groupDelete(ctx context.Context, name string) error {
+	unlock, err := m.locks.lock(ctx, "group/"+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	mg, exists, err := m.latestMove(ctx, name)
+	if err != nil {
+		return err
+	}
+	if exists && !control.Ended(mg.V.Phase) {
+		return control.Errorf(control.KindRefused, "group %s is in use by migration %s (phase %q); it ends with `gantline migrate "+
+			"commit %s` once it is filled", name, mg.V.ID, mg.V.Phase, mg.V.ID)
+	}
+	_, err = attempt(ctx, func() (struct{}, error) { return struct{}{}, m.dropGroup(ctx, name) })
+	return err
+}
+
+// setSuspended stores the wish first, then tells the primary; a primary that is away hears of it when it is back, but
+// the command then fails, because it is not in force.
+func (m *Manager) setSuspended(ctx context.Context, name string, suspended bool) (*control.Group, error) {
+	return attempt(ctx, func() (*control.Group, error) {
+		g, err := load[control.Group](ctx, m, control.KindGroup, name)
+		if err != nil || g.V.Suspended == suspended {
+			return &g.V, err
+		}
+		if len(g.V.Pairs) == 0 {
+			return nil, control.Errorf(control.KindRefused, "group %s has no pairs", name)
+		}
+		g.V.Suspended = suspended
+		g.V.Revision++
+		kind := map[bool]string{true: "suspended", false: "resumed"}[suspended]
+		_, err = m.commit(ctx, m.change().put(g.Key, g.Rev, g.V).event("group/"+name, kind, "command", "group %s %s", name, kind))
+		return &g.V, err
+	})
+}
+
+func (m *Manager) groupSuspend(ctx context.Context, name string) error {
+	unlock, err := m.locks.lock(ctx, "group/"+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := m.quiet(ctx, name, "group "+name); err != nil {
+		return err
+	}
+	g, err := m.setSuspended(ctx, name, true)
+	if err != nil {
+		return err
+	}
+	if err := m.do(ctx, g.Primary, control.CallGroupSuspend, name, control.GroupSuspend{Name: name}, nil, callTimeout); err != nil {
+		return err
+	}
+	_, err = m.pushGroup(ctx, g)
+	return err
+}
+
+func (m *Manager) groupResume(ctx context.Context, name string, in control.ResumeRequest) error {
+	if in.AllowInconsistent {
+		return control.NotBuilt("group resume --allow-inconsistent")
+	}
+	unlock, err := m.locks.lock(ctx, "group/"+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := m.quiet(ctx, name, "group "+name); err != nil {
+		return err
+	}
+	g, err := m.setSuspended(ctx, name, false)
+	if err != nil {
+		return err
+	}
+	// The spec first: a primary that was told twice, in the other order, would be resumed and suspended again.
+	if _, err := m.pushGroup(ctx, g); err != nil {
+		return err
+	}
+	return m.do(ctx, g.Primary, control.CallGroupResume, name, control.GroupResume{Name: name}, nil, callTimeout)
+}
+
+// pairAdd makes two volumes a pair. The number is taken in the store first and never given away again.
+func (m *Manager) pairAdd(ctx context.Context, group string, in control.PairRequest) error {
+	for _, v := range []string{in.Primary, in.Secondary} {
+		if _, _, err := control.SplitOwned("volume", v); err != nil {
+			return err
+		}
+	}
+	unlock, err := m.locks.lock(ctx, "group/"+group, "owned/"+in.Primary, "owned/"+in.Secondary)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	g, added, err := m.storePair(ctx, group, in)
+	if err != nil {
+		return err
+	}
+	if _, err := m.pushGroup(ctx, g); err != nil {
+		if !added {
+			return err
+		}
+		if uerr := m.dropPair(ctx, group, in); uerr != nil {
+			m.log.Warn("refused pair could not be taken back", "group", group, "pair", in.Primary, "error", uerr)
+		}
+		return err
+	}
+	return nil
+}
+
+func (m *Manager) storePair(ctx context.Context, group string, in control.PairRequest) (*control.Group, bool, error) {
+	g, err := load[control.Group](ctx, m, control.KindGroup, group)
+	if err != nil {
+		return nil, false, err
+	}
+	p, err := load[control.Volume](ctx, m, control.KindVolume, in.Primary)
+	if err != nil {
+		return nil, false, err
+	}
+	s, err := load[control.Volume](ctx, m, control.KindVolume, in.Secondary)
+	if err != nil {
+		return nil, false, err
+	}
+	if slices.ContainsFunc(g.V.Pairs, func(o control.Pair) bool {
+		return o.Primary == in.Primary && o.Secondary == in.Secondary
+	}) {
+		return &g.V, false, nil
+	}
+	if err := pairFits(&g.V, &p.V, &s.V, in); err != nil {
+		return nil, false, err
+	}
+	if mg, exists, err := m.latestMove(ctx, group); err != nil {
+		return nil, false, err
+	} else if exists && !control.Ended(mg.V.Phase) {
+		return nil, false, control.Errorf(control.KindRefused, "group %s: migration %s is not committed yet (phase %q); a group "+
+			"moves as it was registered", group, mg.V.ID, mg.V.Phase)
+	}
+	g.V.Pairs = append(g.V.Pairs, control.Pair{Number: g.V.NextNumber, Primary: in.Primary, Secondary: in.Secondary, Size: p.V.Size})
+	g.V.NextNumber++
+	g.V.Revision++
+	p.V.Group, s.V.Group = group, group
+	_, err = m.commit(ctx, m.change().put(g.Key, g.Rev, g.V).put(p.Key, p.Rev, p.V).put(s.Key, s.Rev, s.V).
+		event("group/"+group, "pair-added", "command", "pair %s to %s added to group %s", in.Primary, in.Secondary, group))
+	return &g.V, true, err
+}
+
+func pairFits(g *control.Group, p, s *control.Volume, in control.PairRequest) error {
+	refuse := func(format string, args ...any) error {
+		return control.Errorf(control.KindRefused, "pair "+in.Primary+" to "+in.Secondary+": "+format, args...)
+	}
+	switch {
+	case p.Node != g.Primary:
+		return refuse("%s is on node %s, the group's primary is %s", in.Primary, p.Node, g.Primary)
+	case s.Node != g.Secondary:
+		return refuse("%s is on node %s, the group's secondary is %s", in.Secondary, s.Node, g.Secondary)
+	case p.Group != "":
+		return refuse("%s is in group %s", in.Primary, p.Group)
+	case s.Group != "":
+		return refuse("%s is in group %s", in.Secondary, s.Group)
+	case p.Size != s.Size:
+		return refuse("sizes differ: %d and %d bytes; both must be equal", p.Size, s.Size)
+	case len(g.Pairs) >= maxPairs || g.NextNumber == 0:
+		return refuse("group %s has %d pairs, the most allowed", g.Name, len(g.Pairs))
+	}
+	return nil
+}
+
+// dropPair takes back a pair that a node has refused; its number stays used.
+func (m *Manager) dropPair(ctx context.Context, group string, in control.PairRequest) error {
+	g, err := attempt(ctx, func() (*control.Group, error) {
+		g, err := load[control.Group](ctx, m, control.KindGroup, group)
+		if err != nil {
+			return nil, err
+		}
+		c := m.change()
+		for _, name := range []string{in.Primary, in.Secondary} {
+			v, err := load[control.Volume](ctx, m, control.KindVolume, name)
+			if err != nil {
+				return nil, err
+			}
+			v.V.Group = ""
+			c.put(v.Key, v.Rev, v.V)
+		}
+		g.V.Pairs = slices.DeleteFunc(g.V.Pairs, func(o control.Pair) bool { return o.Primary == in.Primary })
+		g.V.Revision++
+		_, err = m.commit(ctx, c.put(g.Key, g.Rev, g.V).
+			event("group/"+group, "pair-dropped", "refused", "pair %s taken back: a node has refused it", in.Primary))
+		return &g.V, err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = m.pushGroup(ctx, g)
+	return err
+}

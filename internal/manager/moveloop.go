@@ -1,0 +1,350 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"gantline/internal/control"
+)
+
+const (
+	retryCall  = 500 * time.Millisecond // between calls that find nobody
+	watchFast  = 50 * time.Millisecond  // while hosts are held, or about to be
+	watchSlow  = 200 * time.Millisecond // while regions are copied
+	retryUndo  = 2 * time.Second
+	maxRunning = 1024 // loops at a time
+)
+
+// moves runs one loop for each move that has something left to do.
+type moves struct {
+	m     *Manager
+	start chan string
+
+	mu      sync.Mutex
+	running map[string]bool
+}
+
+func newMoves(m *Manager) *moves {
+	return &moves{m: m, start: make(chan string, maxRunning), running: map[string]bool{}}
+}
+
+// run carries on what the store says, then what is started.
+func (ms *moves) run(ctx context.Context, stored []control.Entry) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	begin := func(id string) {
+		ms.mu.Lock()
+		defer ms.mu.Unlock()
+		if ms.running[id] {
+			return
+		}
+		ms.running[id] = true
+		wg.Go(func() { ms.carry(ctx, id) })
+	}
+	for _, e := range stored {
+		var mg control.Migration
+		if err := json.Unmarshal(e.Value, &mg); err != nil {
+			return err
+		}
+		if moveNext(&mg, moveFacts{}) != moveStop {
+			begin(mg.ID)
+		}
+	}
+	for {
+		select {
+		case id := <-ms.start:
+			begin(id)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// kick has a move looked at; more than the channel holds cannot be waiting, since one group has one move.
+func (ms *moves) kick(ctx context.Context, id string) {
+	select {
+	case ms.start <- id:
+	case <-ctx.Done():
+	}
+}
+
+// carry is the loop of one move until it has nothing left to do.
+func (ms *moves) carry(ctx context.Context, id string) {
+	r := &moveRunner{m: ms.m, id: id}
+	for {
+		err := r.loop(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			// The store failed, not a node: nothing can be decided without it.
+			ms.m.log.Error("move is waiting for the store", "migration", id, "error", err)
+			sleep(ctx, retryUndo)
+			continue
+		}
+		ms.mu.Lock()
+		mg, err := load[control.Migration](ctx, ms.m, control.KindMigration, id)
+		if err == nil && moveNext(&mg.V, moveFacts{}) != moveStop { // a commit was asked for while the loop ended
+			ms.mu.Unlock()
+			continue
+		}
+		delete(ms.running, id)
+		ms.mu.Unlock()
+		return
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// moveRunner is the dull half: it gathers facts and does what moveNext says.
+type moveRunner struct {
+	m       *Manager
+	id      string
+	facts   moveFacts
+	failing time.Time // since when the present step's calls find nobody
+	silent  time.Time // since when the target does not answer
+	step    moveAction
+}
+
+func (r *moveRunner) loop(ctx context.Context) error {
+	for ctx.Err() == nil {
+		mg, err := load[control.Migration](ctx, r.m, control.KindMigration, r.id)
+		if control.KindOf(err) == control.KindNotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.tick()
+		action := moveNext(&mg.V, r.facts)
+		if action != r.step {
+			r.m.log.Debug("move", "migration", r.id, "phase", mg.V.Phase, "action", string(action))
+			r.step, r.failing, r.facts.Failing = action, time.Time{}, 0
+		}
+		if action == moveStop {
+			return nil
+		}
+		if err := r.act(ctx, action, &mg.V); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *moveRunner) tick() {
+	if !r.failing.IsZero() {
+		r.facts.Failing = time.Since(r.failing)
+	}
+	if !r.silent.IsZero() {
+		r.facts.Silent = time.Since(r.silent)
+	}
+}
+
+// act returns an error only if the store failed. What nodes answer becomes facts.
+func (r *moveRunner) act(ctx context.Context, action moveAction, mg *control.Migration) error {
+	switch action {
+	case moveRegister:
+		return r.try(ctx, func() error { return r.m.registerMove(ctx, mg) })
+	case moveThrough:
+		return r.try(ctx, func() error { return r.m.throughMove(ctx, mg) })
+	case moveSwitch:
+		return r.try(ctx, func() error { return r.m.switchMove(ctx, mg) })
+	case moveConfirm:
+		return r.m.confirmMove(ctx, mg)
+	case moveRun:
+		return r.run(ctx, mg)
+	case moveWatch:
+		return r.watch(ctx, mg)
+	case moveBack:
+		why := r.facts.Refusal
+		if why == "" {
+			why = "a node did not answer for " + givesUp.String()
+		}
+		return r.m.endMove(ctx, mg.ID, why, false)
+	case moveOppose:
+		why := "the target did not answer for " + givesUp.String() + " before the decision"
+		if r.facts.Refusal != "" {
+			why = r.facts.Refusal
+		}
+		return r.m.endMove(ctx, mg.ID, why, true)
+	case moveCorrect:
+		why := r.facts.Target.Error
+		if why == "" {
+			why = "the target has refused to take over"
+		}
+		return r.m.correctMove(ctx, mg.ID, why)
+	case moveUndo:
+		return r.m.undoMove(ctx, mg)
+	case moveDeregister:
+		return r.deregister(ctx, mg)
+	}
+	return nil
+}
+
+// try makes a step's calls. Nobody there: it is tried again for a while. A no becomes a fact. Errors that carry no kind
+// are the store's.
+func (r *moveRunner) try(ctx context.Context, f func() error) error {
+	err := f()
+	switch {
+	case err == nil:
+		r.failing, r.facts.Failing, r.facts.Refusal = time.Time{}, 0, ""
+		return nil
+	case unreachable(err):
+		if r.failing.IsZero() {
+			r.failing = time.Now()
+		}
+		r.m.log.Info("move waits for a node", "migration", r.id, "step", string(r.step), "error", err)
+		sleep(ctx, retryCall)
+		return nil
+	case isNodeError(err):
+		r.facts.Refusal = err.Error()
+		return nil
+	}
+	return err
+}
+
+func (r *moveRunner) run(ctx context.Context, mg *control.Migration) error {
+	if !mg.RunAsked {
+		_, err := r.m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
+			v.RunAsked = true
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return r.try(ctx, func() error {
+		err := r.m.do(ctx, mg.Target, control.CallMigrateRun, mg.ID, control.MigrationID{ID: mg.ID}, nil, callTimeout)
+		if err == nil {
+			r.facts.RunAcked = true
+		} else if unreachable(err) {
+			r.facts.Target = nil // look first when it is back
+			if r.silent.IsZero() {
+				r.silent = time.Now()
+			}
+		}
+		return err
+	})
+}
+
+// watch looks at the target and takes over what it says.
+func (r *moveRunner) watch(ctx context.Context, mg *control.Migration) error {
+	st := &control.MigrationStatus{}
+	err := r.m.nodes.call(ctx, mg.Target, control.CallMigrateStatus, control.MigrationID{ID: mg.ID}, st, liveTimeout)
+	if err != nil {
+		if r.silent.IsZero() {
+			r.silent = time.Now()
+		}
+		if control.KindOf(err) == control.KindNotFound {
+			// It answers, but not with this move: it has lost it, and has not opened e+1 unless that was decided.
+			r.facts.Refusal = err.Error()
+		}
+		r.facts.Target, r.facts.RunAcked = nil, false // a new run of it must be asked again
+		sleep(ctx, retryCall)
+		return nil
+	}
+	r.silent, r.facts.Silent, r.facts.Target = time.Time{}, 0, st
+	probe := cloneMove(mg)
+	if mergeStatus(probe, st) {
+		if err := r.m.mergeMove(ctx, mg.ID, st); err != nil {
+			return err
+		}
+	}
+	switch {
+	case st.Refused, control.After(probe.Phase, control.PhaseFilled):
+	case control.After(probe.Phase, control.PhaseMigrating):
+		sleep(ctx, watchSlow)
+	default:
+		sleep(ctx, watchFast)
+	}
+	return nil
+}
+
+func cloneMove(mg *control.Migration) *control.Migration {
+	c := *mg
+	c.Steps = slices.Clone(mg.Steps)
+	return &c
+}
+
+func (r *moveRunner) deregister(ctx context.Context, mg *control.Migration) error {
+	err := r.m.commitGuard(ctx, mg)
+	if err == nil {
+		err = r.m.deregisterMove(ctx, mg)
+	}
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	if !isNodeError(err) && !unreachable(err) {
+		return err
+	}
+	r.m.log.Info("commit waits", "migration", r.id, "error", err)
+	sleep(ctx, retryUndo)
+	return nil
+}
+
+// isNodeError says that an error has a kind: a node, or a check of ours, said it, not the store.
+func isNodeError(err error) bool {
+	var e *control.Error
+	return asError(err, &e)
+}
+
+// undoMove makes the calls that are left, in order; a node that is away does not hold up the others.
+func (m *Manager) undoMove(ctx context.Context, mg *control.Migration) error {
+	waits := map[string]bool{}
+	progress := false
+	for _, entry := range mg.Undo {
+		method, node, _ := strings.Cut(entry, " ")
+		if waits[node] {
+			continue
+		}
+		if err := m.undoOne(ctx, mg, method, node); err != nil {
+			m.log.Info("move's end is not told yet", "migration", mg.ID, "node", node, "call", method, "error", err)
+			waits[node] = true
+			continue
+		}
+		progress = true
+		if _, err := m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
+			v.Undo = slices.DeleteFunc(v.Undo, func(e string) bool { return e == entry })
+			return true
+		}); err != nil {
+			return err
+		}
+	}
+	if !progress {
+		sleep(ctx, retryUndo)
+	}
+	return nil
+}
+
+func (m *Manager) undoOne(ctx context.Context, mg *control.Migration, method, node string) error {
+	in := control.MigrationID{ID: mg.ID}
+	if _, exists, err := find[control.Node](ctx, m, control.KindNode, node); err == nil && !exists {
+		return nil // removed: there is nobody to tell
+	}
+	if method != control.CallMigrateReopen {
+		err := m.do(ctx, node, method, mg.ID, in, nil, callTimeout)
+		if control.KindOf(err) == control.KindNotFound {
+			return nil
+		}
+		return err
+	}
+	var out control.ReopenResult
+	if err := m.do(ctx, node, method, mg.ID, in, &out, callTimeout); err != nil {
+		if control.KindOf(err) == control.KindNotFound {
+			return nil
+		}
+		return err
+	}
+	return m.sourceServes(ctx, mg, out.Epoch)
+}

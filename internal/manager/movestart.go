@@ -1,0 +1,353 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"gantline/internal/control"
+)
+
+// copySpeed is the guess of a dry run where no limit is set, bytes a second.
+const copySpeed = 100 << 20
+
+// checkMoveFlags refuses what is not built and what never was.
+func checkMoveFlags(in *control.MoveRequest) error {
+	for _, f := range []struct {
+		flag   string
+		value  *string
+		values []string
+	}{
+		{"strategy", &in.Strategy, []string{"switch-first", "copy-first"}},
+		{"backlog", &in.Backlog, []string{"drain", "carry"}},
+		{"in-flight", &in.InFlight, []string{inFlightFinish, inFlightHold, inFlightError}},
+		{"paths", &in.Paths, []string{"all", "one-by-one"}},
+	} {
+		switch n := slices.Index(f.values, *f.value); {
+		case *f.value == "":
+			*f.value = f.values[0]
+		case n < 0:
+			return control.Errorf(control.KindUsage, "--%s %q: it is %s", f.flag, *f.value, strings.Join(f.values, " or "))
+		case n > 0:
+			return control.NotBuilt("migrate start --" + f.flag + " " + *f.value)
+		}
+	}
+	switch {
+	case in.Mirror:
+		return control.NotBuilt("migrate start --mirror")
+	case in.StopAt != "":
+		return control.NotBuilt("migrate start --stop-at")
+	case in.Limit < 0:
+		return control.Errorf(control.KindUsage, "--limit %d: bytes a second, 0 for none", in.Limit)
+	case strings.Contains(in.Group, "/"):
+		return control.NotBuilt("moving a volume that is in no group")
+	}
+	if err := control.CheckName("group", in.Group); err != nil {
+		return err
+	}
+	return control.CheckNode(in.To)
+}
+
+// moveStart registers a move and sets its loop going; it returns the move's id.
+func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string, error) {
+	if err := checkMoveFlags(&in); err != nil {
+		return "", err
+	}
+	unlock, err := m.locks.lock(ctx, "group/"+in.Group)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	g, err := load[control.Group](ctx, m, control.KindGroup, in.Group)
+	if err != nil {
+		return "", err
+	}
+	latest, exists, err := m.latestMove(ctx, in.Group)
+	if err != nil {
+		return "", err
+	}
+	if exists {
+		if id, err := joinMove(&latest.V, &g.V, in.To); id != "" || err != nil {
+			return id, err
+		}
+	}
+	mg, c, err := m.newMove(ctx, &g.V, in)
+	if err != nil {
+		return "", err
+	}
+	if err := m.checkMove(ctx, mg, &g.V); err != nil {
+		return "", err
+	}
+	if planOf(ctx) != nil {
+		return mg.ID, nil
+	}
+	g.V.Migrations++
+	g.V.Revision++
+	c.put(control.Key(control.KindMigration, mg.ID), 0, mg).put(g.Key, g.Rev, g.V).
+		event("migration/"+mg.ID, "started", "command", "move of group %s from %s to %s", mg.Group, mg.Source, mg.Target)
+	m.point(control.StepRegister, "before")
+	if _, err := m.commit(ctx, c); err != nil {
+		return "", err
+	}
+	m.point(control.StepRegister, "after")
+	m.moves.kick(ctx, mg.ID)
+	return mg.ID, nil
+}
+
+// joinMove says what a second start means: the id of a move to the same target, or a refusal.
+func joinMove(latest *control.Migration, g *control.Group, to string) (string, error) {
+	switch {
+	case !control.Ended(latest.Phase) && latest.Target == to:
+		return latest.ID, nil
+	case !control.Ended(latest.Phase):
+		return "", control.Errorf(control.KindRefused, "group %s: migration %s to %s is in phase %q; commit it first",
+			g.Name, latest.ID, latest.Target, latest.Phase)
+	case latest.Phase == control.PhaseCommitted && latest.Target == to && g.Primary == to:
+		return latest.ID, nil
+	}
+	for _, entry := range latest.Undo {
+		if node := entry[strings.LastIndex(entry, " ")+1:]; node == latest.Source || node == g.Secondary || node == to {
+			return "", control.Errorf(control.KindRefused, "group %s: node %s has not acknowledged the end of migration %s yet; "+
+				"is it running?", g.Name, node, latest.ID)
+		}
+	}
+	return "", nil
+}
+
+// newMove builds the record, with the transaction that takes the target's existing volumes and journal.
+func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.MoveRequest) (*control.Migration, *change, error) {
+	refuse := func(format string, args ...any) error {
+		return control.Errorf(control.KindRefused, "group "+g.Name+" cannot move: "+format, args...)
+	}
+	if _, err := load[control.Node](ctx, m, control.KindNode, in.To); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case in.To == g.Primary:
+		return nil, nil, refuse("%s is its primary already", in.To)
+	case in.To == g.Secondary:
+		return nil, nil, refuse("%s is its secondary", in.To)
+	case len(g.Pairs) == 0:
+		return nil, nil, refuse("it has no pairs")
+	}
+	mg := &control.Migration{
+		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
+		Backlog: in.Backlog, InFlight: in.InFlight, Limit: in.Limit, Commit: in.Commit, Epoch: g.Epoch,
+		SourceJournal: g.PrimaryJournal, Steps: []control.Step{}, MadeVolumes: []string{}, Undo: []string{},
+	}
+	c := m.change()
+	there := m.live(ctx, in.To)[in.To]
+	if there == nil {
+		return nil, nil, control.Errorf(control.KindUnreachable, "node %s does not answer; is its process running?", in.To)
+	}
+	mapped := 0
+	for _, p := range g.Pairs {
+		mv := control.MovedVolume{Number: p.Number, Source: p.Primary, Target: in.Map[p.Primary], Size: p.Size}
+		if mv.Target == "" {
+			mv.Target = in.To + "/" + control.BaseOf(p.Primary)
+			if err := m.absent(ctx, c, mv.Target, there, "--map "+p.Primary+"="+mv.Target); err != nil {
+				return nil, nil, err
+			}
+			mg.MadeVolumes = append(mg.MadeVolumes, mv.Target)
+		} else {
+			mapped++
+			if err := m.takeTarget(ctx, c, mg, mv); err != nil {
+				return nil, nil, err
+			}
+		}
+		mg.Volumes = append(mg.Volumes, mv)
+	}
+	if mapped != len(in.Map) {
+		return nil, nil, control.Errorf(control.KindUsage, "--map names %d volumes, of which %d are primaries of group %s",
+			len(in.Map), mapped, g.Name)
+	}
+	err := m.moveJournal(ctx, c, mg, in.Journal, there)
+	return mg, c, err
+}
+
+// absent refuses a name that the target has already, in the store or on the node.
+func (m *Manager) absent(ctx context.Context, c *change, full string, there *control.NodeStatus, use string) error {
+	base := control.BaseOf(full)
+	has := slices.ContainsFunc(there.Volumes, func(v control.VolumeStatus) bool { return v.Name == base }) ||
+		slices.ContainsFunc(there.Journals, func(j control.JournalStatus) bool { return j.Name == base })
+	for _, kind := range []string{control.KindVolume, control.KindJournal} {
+		key := control.Key(kind, full)
+		if _, err := m.store.Get(ctx, key); err == nil {
+			has = true
+		}
+		c.hold(key, 0)
+	}
+	if has {
+		return control.Errorf(control.KindRefused, "%s is there already; to have it overwritten name it with %s, or delete it", full, use)
+	}
+	return nil
+}
+
+// takeTarget takes a mapped volume, which will be overwritten.
+func (m *Manager) takeTarget(ctx context.Context, c *change, mg *control.Migration, mv control.MovedVolume) error {
+	node, _, err := control.SplitOwned("volume", mv.Target)
+	if err != nil {
+		return err
+	}
+	refuse := func(format string, args ...any) error {
+		return control.Errorf(control.KindRefused, "volume "+mv.Target+" cannot be a target: "+format, args...)
+	}
+	if node != mg.Target {
+		return refuse("it is on node %s, the move goes to %s", node, mg.Target)
+	}
+	v, err := load[control.Volume](ctx, m, control.KindVolume, mv.Target)
+	if err != nil {
+		return err
+	}
+	vvols, err := m.vvolsOf(ctx, mv.Target)
+	switch {
+	case err != nil:
+		return err
+	case v.V.Group != "":
+		return refuse("it is in group %s", v.V.Group)
+	case v.V.Size != mv.Size:
+		return refuse("it has %d bytes, %s has %d", v.V.Size, mv.Source, mv.Size)
+	case len(vvols) > 0:
+		return refuse("virtual volume %s leads to it", vvols[0])
+	case slices.ContainsFunc(mg.Volumes, func(o control.MovedVolume) bool { return o.Target == mv.Target }):
+		return refuse("two volumes are mapped to it")
+	}
+	v.V.Group = mg.Group
+	c.put(v.Key, v.Rev, v.V)
+	return nil
+}
+
+func (m *Manager) moveJournal(ctx context.Context, c *change, mg *control.Migration, named string, there *control.NodeStatus) error {
+	if named == "" {
+		src, err := load[control.Journal](ctx, m, control.KindJournal, mg.SourceJournal)
+		if err != nil {
+			return err
+		}
+		mg.TargetJournal = mg.Target + "/" + control.BaseOf(mg.SourceJournal)
+		mg.MadeJournal, mg.JournalSize = mg.TargetJournal, src.V.Size
+		return m.absent(ctx, c, mg.TargetJournal, there, "--journal "+mg.TargetJournal)
+	}
+	node, _, err := control.SplitOwned("journal", named)
+	if err != nil {
+		return err
+	}
+	j, err := load[control.Journal](ctx, m, control.KindJournal, named)
+	switch {
+	case err != nil:
+		return err
+	case node != mg.Target:
+		return control.Errorf(control.KindRefused, "journal %s is on node %s, the move goes to %s", named, node, mg.Target)
+	case j.V.Group != "":
+		return control.Errorf(control.KindRefused, "journal %s serves group %s; groups never share one", named, j.V.Group)
+	}
+	mg.TargetJournal = named
+	j.V.Group = mg.Group
+	c.put(j.Key, j.Rev, j.V)
+	return nil
+}
+
+// checkMove asks the three nodes whether the move could be made now. In a dry run it fills in the plan.
+func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *control.Group) error {
+	spec, err := m.spec(ctx, mg)
+	if err != nil {
+		return err
+	}
+	nodes := []string{mg.Source, g.Secondary, mg.Target}
+	checks, errs := make([]control.MigrationCheck, len(nodes)), make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, node := range nodes {
+		wg.Go(func() {
+			errs[i] = m.nodes.call(ctx, node, control.CallMigrateCheck, spec, &checks[i], callTimeout)
+		})
+	}
+	wg.Wait()
+	var refusals []string
+	for i, node := range nodes {
+		if errs[i] != nil {
+			return errs[i]
+		}
+		for _, r := range checks[i].Refusals {
+			refusals = append(refusals, "node "+node+": "+r)
+		}
+	}
+	if start := wanBytes(g, nil, m.look(ctx, []control.Group{*g}, nil)); start != nil {
+		mg.WANBytesStart = *start
+	}
+	data, free := checks[0].DataBytes, checks[2].FreeBytes
+	space := mg.JournalSize
+	if len(mg.MadeVolumes) > 0 {
+		space += data
+	}
+	if free > 0 && space > free {
+		refusals = append(refusals, fmt.Sprintf("node %s: %d bytes are needed, %d are free", mg.Target, space, free))
+	}
+	if p := planOf(ctx); p != nil {
+		p.set(movePlan(mg, g, refusals, space, data))
+		return nil
+	}
+	if len(refusals) > 0 {
+		return control.Errorf(control.KindRefused, "group %s cannot move to %s: %s", g.Name, mg.Target, strings.Join(refusals, "; "))
+	}
+	return nil
+}
+
+func movePlan(mg *control.Migration, g *control.Group, refusals []string, space, data int64) control.PlanView {
+	rate := mg.Limit
+	if rate == 0 {
+		rate = copySpeed
+	}
+	v := control.PlanView{Refusals: refusals, SpaceBytes: &space, Seconds: ptr(float64(data) / float64(rate))}
+	add := func(format string, args ...any) { v.Plan = append(v.Plan, fmt.Sprintf(format, args...)) }
+	for _, name := range mg.MadeVolumes {
+		add("make volume %s", name)
+	}
+	if mg.MadeJournal != "" {
+		add("make journal %s of %d bytes", mg.MadeJournal, mg.JournalSize)
+	}
+	add("register the move with %s, %s and %s", g.Secondary, mg.Source, mg.Target)
+	for _, mv := range mg.Volumes {
+		add("lead hosts of %s to %s", mv.Source, mv.Target)
+	}
+	add("seal epoch %d at %s, go on in epoch %d at %s", mg.Epoch, mg.Source, mg.Epoch+1, mg.Target)
+	add("copy %d bytes from %s to %s in the background", data, mg.Source, mg.Target)
+	if mg.Commit {
+		add("deregister %s", mg.Source)
+	}
+	return v
+}
+
+// moveCommit asks for the removal of the source; the loop does it. It returns the move's id.
+func (m *Manager) moveCommit(ctx context.Context, name string) (string, error) {
+	mg, exists, err := find[control.Migration](ctx, m, control.KindMigration, name)
+	if err == nil && !exists {
+		if mg, exists, err = m.latestMove(ctx, name); err == nil && !exists {
+			err = notFound(control.KindMigration, name)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	id := mg.V.ID
+	switch mg.V.Phase {
+	case control.PhaseCommitted:
+		return id, nil
+	case control.PhaseFailed, control.PhaseAborted:
+		return "", control.Errorf(control.KindRefused, "migration %s has %s: there is nothing to commit", id, mg.V.Phase)
+	}
+	if err := m.commitGuard(ctx, &mg.V); err != nil {
+		return "", err
+	}
+	if _, err := m.editMove(ctx, id, func(_ *change, v *control.Migration) bool {
+		changed := !v.Commit
+		v.Commit = true
+		return changed
+	}); err != nil {
+		return "", err
+	}
+	if planOf(ctx) == nil {
+		m.moves.kick(ctx, id)
+	}
+	return id, nil
+}
