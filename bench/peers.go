@@ -74,8 +74,15 @@ func (d *storageDaemon) stop() error {
 	return d.process.stop()
 }
 
-// mirror starts blockdev-mirror of the whole volume to another daemon's export, in background mode.
-func (d *storageDaemon) mirror(to endpoint) error {
+// Ways in which blockdev-mirror treats new writes: background copies them later and may never catch up with a busy
+// host, writeBlocking writes them to both sides from the start and always gets ready.
+const (
+	background    = "background"
+	writeBlocking = "write-blocking"
+)
+
+// mirror starts blockdev-mirror of the whole volume to another daemon's export.
+func (d *storageDaemon) mirror(to endpoint, copyMode string) error {
 	if err := d.qmp.execute("blockdev-add", map[string]any{
 		"driver": "nbd", "node-name": "target", "export": to.export,
 		"server": map[string]any{"type": "unix", "path": to.socket},
@@ -83,7 +90,7 @@ func (d *storageDaemon) mirror(to endpoint) error {
 		return err
 	}
 	return d.qmp.execute("blockdev-mirror", map[string]any{
-		"job-id": "move", "device": "volume", "target": "target", "sync": "full",
+		"job-id": "move", "device": "volume", "target": "target", "sync": "full", "copy-mode": copyMode,
 	})
 }
 
