@@ -84,6 +84,10 @@ func (s *Session) expire() bool {
 
 // settle brings the gate into agreement with the core and, if it is open, sends what waits, in order.
 func (s *Session) settle() {
+	if r := s.core.route; r != s.told && s.cfg.Moved != nil {
+		s.told = r
+		s.todo = append(s.todo, func() { s.cfg.Moved(r) })
+	}
 	s.cur = nil
 	if s.core.open() {
 		s.cur = s.links[s.core.cur]

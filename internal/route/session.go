@@ -25,6 +25,10 @@ type Config struct {
 	// Ended, if not nil, is called once, without locks, when the session has ended by itself, before its requests are
 	// answered: the host's connection is to be closed, nothing is replayed.
 	Ended func(err error)
+
+	// Moved, if not nil, is called without locks when nodes have taught the session another route or a higher epoch.
+	// Calls may overlap and arrive out of order; the epoch tells.
+	Moved func(r Route)
 }
 
 // window bounds the requests of a session without answer, and how far the oldest of them may lie behind the newest.
@@ -53,6 +57,7 @@ type Session struct {
 	slots [window]slotted
 	over  error
 
+	told     Route         // what Moved's owner knows
 	lastBoot time.Duration // of the loop's last tick
 	todo     []func()      // done when the lock is free
 }
@@ -83,7 +88,7 @@ func NewSession(cfg Config) *Session {
 	_, _ = rand.Read(id[:]) // never fails
 	s := &Session{cfg: cfg, id: binary.LittleEndian.Uint64(id[:]) | 1, base: time.Now(), wake: make(chan struct{}, 1),
 		links: map[linkID]*link{}, lastBoot: bootTime()}
-	s.core.route = cfg.Route
+	s.core.route, s.told = cfg.Route, cfg.Route
 	s.room.L = &s.mu
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.work.Go(s.loop)
@@ -238,6 +243,7 @@ func (s *Session) learn(l *link, epoch uint64) {
 	if s.core.learn(l.id, epoch) {
 		l.client.SetEpoch(epoch)
 	}
+	s.settle()
 }
 
 // Switch gives the volume another route; requests in flight are treated by policy. It returns when new requests go to
@@ -246,6 +252,9 @@ func (s *Session) Switch(r Route, p Policy) {
 	s.mu.Lock()
 	defer s.unlock()
 	s.do(s.core.switchTo(r, p, s.now()))
+	if s.core.route == r {
+		s.told = r
+	}
 	if s.cur != nil {
 		s.cur.client.SetEpoch(s.core.route.Epoch)
 	}
