@@ -2,10 +2,16 @@ package copier
 
 import (
 	"context"
+	"errors"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 )
+
+// ErrStopped: the job's Run ended before the demanded region was worked.
+var ErrStopped = errors.New("copying stopped")
 
 // Set says which regions need work. It must be safe for concurrent use.
 type Set interface {
@@ -13,17 +19,47 @@ type Set interface {
 	Needs(region int64) bool
 	Left() int64
 }
+
+// Config of a Job.
 type Config struct {
 	Set          Set
-	Region, Size int64 // bytes
-	Work         func(ctx context.Context, off, n int64) error
-	Parallel     int           // default 4
-	Limit        *rate.Limiter // bytes a second of the background sweep; nil: none
-	RetryMin     time.Duration // default 20 ms
-	RetryMax     time.Duration // default 2 s
-	Attempts     int           // failures of a demanded region before its waiters get the error; default 5
+	Region, Size int64 // bytes of a region and of the whole; the last region may be shorter
+	// Work copies a region. When it returns nil, Set must not name the region any more.
+	Work     func(ctx context.Context, off, n int64) error
+	Parallel int           // workers of the sweep, and as many for demands; default 4
+	Limit    *rate.Limiter // bytes of the background sweep, which demands use up but never wait for; nil: none
+	RetryMin time.Duration // default 20 ms
+	RetryMax time.Duration // default 2 s
+	Attempts int           // failures of a demanded region before its waiters get the error; default 5
 }
-type Job struct{}
+
+// Job is one copy under way. Demands may come before Run; they wait for it.
+type Job struct {
+	cfg Config
+
+	mu       sync.Mutex
+	changed  *sync.Cond // on mu: a demand came, a region was finished, Run is to end
+	regions  map[int64]*region
+	queue    []int64 // demanded regions, oldest first
+	cursor   int64   // where the sweep goes on
+	busy     int
+	running  bool
+	failures int // in a row, over all regions
+	err      error
+
+	total, background, demand int64
+	started                   time.Time
+	startedBytes              int64
+}
+
+// region is one that is being worked or has been demanded.
+type region struct {
+	busy, queued bool
+	failures     int
+	waiters      []chan error
+}
+
+// Progress of a job.
 type Progress struct {
 	Total, Left        int64 // regions
 	Background, Demand int64 // bytes worked
@@ -32,8 +68,351 @@ type Progress struct {
 	Err                error         // of the last failure, nil once work succeeds again
 }
 
-func New(cfg Config) *Job                                       { return &Job{} }
-func (j *Job) Run(ctx context.Context) error                    { return nil }
-func (j *Job) Demand(region int64) <-chan error                 { return nil } // buffered; nil error: done
-func (j *Job) Wait(ctx context.Context, regions ...int64) error { return nil }
-func (j *Job) Progress() Progress                               { return Progress{} }
+// New makes a job; nothing happens before Run.
+func New(cfg Config) *Job {
+	if cfg.Parallel <= 0 {
+		cfg.Parallel = 4
+	}
+	if cfg.RetryMin <= 0 {
+		cfg.RetryMin = 20 * time.Millisecond
+	}
+	if cfg.RetryMax <= 0 {
+		cfg.RetryMax = 2 * time.Second
+	}
+	if cfg.Attempts <= 0 {
+		cfg.Attempts = 5
+	}
+	j := &Job{cfg: cfg, regions: map[int64]*region{}, total: cfg.Set.Left()}
+	j.changed = sync.NewCond(&j.mu)
+	return j
+}
+
+// Run works until no region needs it. It returns nil then, or ctx's cause; failures of Work are retried for ever.
+func (j *Job) Run(ctx context.Context) error {
+	j.mu.Lock()
+	if j.running {
+		j.mu.Unlock()
+		return errors.New("copy job is running already")
+	}
+	j.running, j.started, j.startedBytes = true, time.Now(), j.background+j.demand
+	j.total = max(j.total, j.cfg.Set.Left())
+	j.mu.Unlock()
+
+	work, finished := context.WithCancel(ctx)
+	defer finished()
+	stop := context.AfterFunc(work, func() {
+		j.mu.Lock()
+		j.changed.Broadcast()
+		j.mu.Unlock()
+	})
+	defer stop()
+	var sweep, demands errgroup.Group
+	for range j.cfg.Parallel {
+		sweep.Go(func() error { return j.sweep(work) })
+		demands.Go(func() error { return j.serveDemands(work) })
+	}
+	err := sweep.Wait()
+	finished()
+	_ = demands.Wait() // it only ends by the context
+	j.end()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// end answers the demands that nobody will work now, unless they need no work any more.
+func (j *Job) end() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.running = false
+	for n, r := range j.regions {
+		var err error
+		if j.cfg.Set.Needs(n) {
+			err = ErrStopped
+		}
+		r.answer(err)
+	}
+	clear(j.regions)
+	j.queue = nil
+}
+
+// sweep is one background worker: paced before it picks a region, so that a demand never waits for the pace.
+func (j *Job) sweep(ctx context.Context) error {
+	for {
+		if !j.anyLeft() {
+			return nil
+		}
+		if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size)); err != nil {
+			return err
+		}
+		n, ok := j.pick(ctx)
+		if !ok {
+			return ctx.Err()
+		}
+		if err := j.work(ctx, n, &j.background); err != nil {
+			if !sleep(ctx, j.backoff()) {
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+func (j *Job) anyLeft() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	_, ok := j.cfg.Set.Next(0)
+	return ok || j.busy > 0
+}
+
+// pick reserves the next region of the sweep; false: none is left, or ctx has ended.
+func (j *Job) pick(ctx context.Context) (int64, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for ctx.Err() == nil {
+		if n, ok := j.nextFree(); ok {
+			j.cursor = n + 1
+			j.reserve(n)
+			return n, true
+		}
+		if j.busy == 0 {
+			if _, ok := j.cfg.Set.Next(0); !ok {
+				return 0, false
+			}
+		}
+		j.changed.Wait()
+	}
+	return 0, false
+}
+
+// nextFree finds a region that needs work and that nobody has, from the cursor on and around.
+func (j *Job) nextFree() (int64, bool) {
+	for _, from := range [2]int64{j.cursor, 0} {
+		for {
+			n, ok := j.cfg.Set.Next(from)
+			if !ok {
+				break
+			}
+			if r := j.regions[n]; r == nil || !r.busy {
+				return n, true
+			}
+			from = n + 1
+		}
+	}
+	return 0, false
+}
+
+func (j *Job) reserve(n int64) {
+	r := j.regions[n]
+	if r == nil {
+		r = &region{}
+		j.regions[n] = r
+	}
+	r.busy = true
+	j.busy++
+}
+
+// work copies a reserved region and answers who waits for it, on success, or after too many failures.
+func (j *Job) work(ctx context.Context, n int64, bytes *int64) error {
+	off := n * j.cfg.Region
+	length := min(j.cfg.Region, j.cfg.Size-off)
+	err := j.cfg.Work(ctx, off, length)
+
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	r := j.regions[n]
+	r.busy = false
+	j.busy--
+	j.changed.Broadcast()
+	if err == nil {
+		*bytes += length
+		j.failures, j.err = 0, nil
+		r.answer(nil)
+		delete(j.regions, n)
+		return nil
+	}
+	j.failures++
+	j.err = err
+	r.failures++
+	// While the other side is known to be away one attempt is enough to tell the host so.
+	if r.failures >= j.cfg.Attempts || j.failures > 2*j.cfg.Attempts {
+		r.answer(err)
+		delete(j.regions, n)
+	} else if len(r.waiters) > 0 || r.queued {
+		j.enqueue(n, r)
+	} else {
+		delete(j.regions, n)
+	}
+	return err
+}
+
+func (r *region) answer(err error) {
+	for _, w := range r.waiters {
+		w <- err
+	}
+	r.waiters = nil
+}
+
+// serveDemands is one worker for demanded regions.
+func (j *Job) serveDemands(ctx context.Context) error {
+	for {
+		n, ok := j.pickDemand(ctx)
+		if !ok {
+			return nil
+		}
+		if j.cfg.Limit != nil {
+			j.cfg.Limit.AllowN(time.Now(), int(min(j.cfg.Region, int64(j.cfg.Limit.Burst()))))
+		}
+		if err := j.work(ctx, n, &j.demand); err != nil && !sleep(ctx, min(j.backoff(), 10*j.cfg.RetryMin)) {
+			return nil
+		}
+	}
+}
+
+func (j *Job) pickDemand(ctx context.Context) (int64, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for ctx.Err() == nil {
+		for len(j.queue) > 0 {
+			n := j.queue[0]
+			j.queue = j.queue[1:]
+			r := j.regions[n]
+			if r == nil {
+				continue
+			}
+			r.queued = false
+			if r.busy {
+				continue // its worker answers
+			}
+			if !j.cfg.Set.Needs(n) {
+				r.answer(nil)
+				delete(j.regions, n)
+				continue
+			}
+			j.reserve(n)
+			return n, true
+		}
+		j.changed.Wait()
+	}
+	return 0, false
+}
+
+func (j *Job) enqueue(n int64, r *region) {
+	if !r.queued {
+		r.queued = true
+		j.queue = append(j.queue, n)
+		j.changed.Broadcast()
+	}
+}
+
+// Want puts a region ahead of the sweep without waiting for it.
+func (j *Job) Want(n int64) { j.demandRegion(n, nil) }
+
+// Demand puts a region ahead of the sweep. The channel gets exactly one answer: nil once the region needs no work, or
+// the error of the last attempt.
+func (j *Job) Demand(n int64) <-chan error {
+	done := make(chan error, 1)
+	j.demandRegion(n, done)
+	return done
+}
+
+func (j *Job) demandRegion(n int64, done chan error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.cfg.Set.Needs(n) {
+		if done != nil {
+			done <- nil
+		}
+		return
+	}
+	r := j.regions[n]
+	if r == nil {
+		r = &region{}
+		j.regions[n] = r
+	}
+	if done != nil {
+		r.waiters = append(r.waiters, done)
+	}
+	if !r.busy {
+		j.enqueue(n, r)
+	}
+}
+
+// Wait demands regions and waits for all of them; the first error ends it.
+func (j *Job) Wait(ctx context.Context, regions ...int64) error {
+	answers := make([]<-chan error, 0, len(regions))
+	for _, n := range regions {
+		answers = append(answers, j.Demand(n))
+	}
+	for _, a := range answers {
+		select {
+		case err := <-a:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Away says that the last attempts, over all regions, have failed.
+func (j *Job) Away() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failures >= j.cfg.Attempts
+}
+
+// Progress may be called at any time.
+func (j *Job) Progress() Progress {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p := Progress{Total: j.total, Left: j.cfg.Set.Left(), Background: j.background, Demand: j.demand, Err: j.err}
+	worked := p.Background + p.Demand - j.startedBytes
+	if elapsed := time.Since(j.started).Seconds(); j.running && worked > 0 && elapsed > 0 {
+		p.BytesPerSecond = float64(worked) / elapsed
+		p.ETA = time.Duration(float64(p.Left*j.cfg.Region) / p.BytesPerSecond * float64(time.Second))
+	}
+	return p
+}
+
+func (j *Job) backoff() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	d := j.cfg.RetryMin << min(j.failures, 16)
+	if d <= 0 || d > j.cfg.RetryMax {
+		d = j.cfg.RetryMax
+	}
+	return d
+}
+
+// waitN takes n bytes from the limiter, in parts of at most its burst.
+func waitN(ctx context.Context, limit *rate.Limiter, n int64) error {
+	if limit == nil {
+		return ctx.Err()
+	}
+	for n > 0 {
+		part := n
+		if limit.Limit() != rate.Inf {
+			part = min(n, int64(max(limit.Burst(), 1)))
+		}
+		if err := limit.WaitN(ctx, int(part)); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
+}
+
+// sleep returns false if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -13,6 +13,8 @@ var (
 	ErrEpoch = errors.New("record does not belong to the epoch table")
 	// ErrStep: a step's records came before its end was announced (see Group.Intend).
 	ErrStep = errors.New("step was not announced before its records")
+	// ErrNotDurable: a follower applies only what its own log holds durably.
+	ErrNotDurable = errors.New("record is not durable in the follower's log")
 	// ErrRole: the group does not play the role that the call needs.
 	ErrRole = errors.New("group is not in the role for this")
 	// ErrBehind: the group has not applied all that its log holds.
@@ -29,4 +31,9 @@ var (
 	ErrMeta = errors.New("log's owner blob is not readable")
 	// ErrBusy: the volume has a group already, the number or name is taken, or a limit is reached.
 	ErrBusy = errors.New("in use or at a limit")
+)
+
+var (
+	errNoRelay = errors.New("volume is in through mode and has nobody to relay to")
+	errClosed  = errors.New("group is closed")
 )

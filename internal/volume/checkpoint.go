@@ -1,0 +1,140 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"gantline/internal/record"
+)
+
+// Checkpoint writes everything back, makes it durable on the devices and frees what the log need not keep.
+func (g *Group) Checkpoint(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return g.checkpoint()
+}
+
+// checkpoint, in this order: round → device flushes → present maps → changed maps → the log's owner blob → trim.
+//
+// Each step makes true what the next one relies on after a crash: a region counts as present only once its data is
+// flushed; the checkpoint passes a record only once the device and, for one in a region just fetched, the present map
+// hold it; a record is freed only once, for a subscriber that is cut off, its mark is durable (I7).
+func (g *Group) checkpoint() error {
+	g.rounds.Lock()
+	defer g.rounds.Unlock()
+	// The snapshot of done requests must not know more than the durable log: after a power loss a replay of a write
+	// that is gone must execute. So: snapshot, then sync past it.
+	// A request becomes done after the tip has passed its record, so the tip read behind the snapshot covers it.
+	done := g.done.encode(maxDoneBytes)
+	if err := g.syncTo(g.Tip()); err != nil {
+		return err
+	}
+	if err := g.round(); err != nil {
+		return err
+	}
+	reached := g.roundTip
+	if g.postponed != 0 {
+		reached = min(reached, g.postponed-1)
+	}
+	for _, m := range g.each() {
+		if err := m.flush(); err != nil {
+			return g.fail(fmt.Errorf("flushing volume %s: %w", m.vol.name, err))
+		}
+	}
+	g.ckpt = max(g.ckpt, reached)
+	g.ckptAt = time.Now()
+	g.sinceCheckpoint.Store(0)
+	return g.trim(done)
+}
+
+// flush makes a member's device durable, then the presence of what had been fetched before that.
+func (m *member) flush() error {
+	var arrived []int64
+	p := m.vol.presence.Load()
+	if p != nil {
+		arrived = p.takeArrived()
+	}
+	if !m.unflushed.Swap(false) && len(arrived) == 0 {
+		return nil
+	}
+	if err := m.vol.dev.Flush(); err != nil {
+		return err
+	}
+	if p != nil {
+		return p.makeDurable(arrived)
+	}
+	return nil
+}
+
+// trim frees the log up to the checkpoint and the subscribers' cursors. The bound is taken before the changed maps are
+// flushed: a subscriber cut off later was still bounding it; the marks of one cut off before were set before that.
+func (g *Group) trim(done []byte) error {
+	upTo := g.freeable(g.ckpt)
+	for _, s := range *g.subs.Load() {
+		if err := s.flushMaps(); err != nil {
+			return g.fail(fmt.Errorf("changed map of %s: %w", s.name, err))
+		}
+	}
+	err := g.saveMeta(func(m *meta) {
+		m.Checkpoint = g.ckpt
+		if done != nil {
+			m.done = done
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if upTo <= g.log.Cursors().Trimmed {
+		return nil
+	}
+	if err := g.log.Trim(upTo); err != nil {
+		return g.fail(fmt.Errorf("trimming the log: %w", err))
+	}
+	return nil
+}
+
+// checkpointIfDue keeps the log from filling up. With a subscriber far behind, the log stays filled whatever the
+// devices do: then only what its acknowledgements free is trimmed.
+func (g *Group) checkpointIfDue() error {
+	used, capacity := g.log.Space()
+	filled := float64(used) >= g.cfg.CheckpointFilled*float64(capacity)
+	g.rounds.Lock()
+	moved := g.roundTip > g.ckpt
+	late := time.Since(g.ckptAt) >= g.cfg.CheckpointEvery
+	behind := g.ckpt
+	fetched := g.freshRegions()
+	g.rounds.Unlock()
+	switch {
+	case late && fetched, moved && (late || filled && g.sinceCheckpoint.Load() >= capacity/10):
+		return g.checkpoint()
+	case filled && g.trimmable(behind):
+		g.rounds.Lock()
+		defer g.rounds.Unlock()
+		return g.trim(nil)
+	}
+	return nil
+}
+
+// trimmable says whether a tenth of the log's records could go without a new checkpoint.
+func (g *Group) trimmable(ckpt record.Seq) bool {
+	c := g.log.Cursors()
+	upTo := g.freeable(ckpt)
+	return upTo > c.Trimmed && upTo-c.Trimmed >= (c.Appended-c.Trimmed)/10
+}
+
+// freeable is what no subscriber needs of the records up to ckpt. The newest record always stays: it may be the fence
+// that keeps the log sealed after a restart.
+func (g *Group) freeable(ckpt record.Seq) record.Seq {
+	upTo := ckpt
+	for _, s := range *g.subs.Load() {
+		if keep, ok := s.keeps(); ok {
+			upTo = min(upTo, keep)
+		}
+	}
+	if appended := g.log.Cursors().Appended; upTo >= appended {
+		upTo = max(appended, 1) - 1
+	}
+	return upTo
+}

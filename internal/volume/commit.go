@@ -1,0 +1,301 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+
+	"gantline/internal/block"
+	"gantline/internal/record"
+)
+
+// extentRef is what a record touched: enough to mark it for a subscriber that is cut off, without reading the log.
+type extentRef struct {
+	off    int64
+	length uint32
+	volume record.VolumeNumber
+	op     record.Op
+}
+
+const (
+	maxRecent  = 1 << 16 // records kept in memory for subscribers, besides the bound of their bytes
+	maxExtents = 1 << 20 // extentRefs; older ones are read from the log when they are needed
+)
+
+// commit numbers and appends the writes of one Submit and answers them. The submitting goroutine does it all; writes of
+// concurrent submitters are ordered by who gets the commit mutex first.
+func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
+	b.build(m)
+	if p.mode == ModeMigrating {
+		m.admitAbsent(p, b)
+	}
+	g.waitRoom()
+
+	g.mu.Lock()
+	err := g.admit(epoch, m.vol)
+	n := 0
+	if err == nil {
+		g.dropRedone(b)
+		n, err = g.number(b)
+	}
+	g.mu.Unlock()
+
+	m.want(b)
+	answered := 0
+	for i, r := range b.reqs {
+		switch {
+		case i >= n:
+			r.Finish(err)
+		case r.Flags&block.FlagFUA != 0:
+			g.waitDurable(p, r, b.recs[i].Seq, b)
+			continue
+		default:
+			r.Finish(nil)
+		}
+		answered++
+	}
+	for _, r := range b.redone {
+		if r.Flags&block.FlagFUA != 0 && r.Err == nil {
+			g.waitDurable(p, r, g.Tip(), b)
+			continue
+		}
+		r.Finish(r.Err)
+		answered++
+	}
+	p.leave(answered)
+}
+
+// admit is the check at the moment of applying, under the commit mutex: whatever the gate let in, only the owner of the
+// epoch numbers.
+func (g *Group) admit(epoch uint64, v *Volume) error {
+	if err := g.Err(); err != nil {
+		return g.hostError(err)
+	}
+	switch g.Role() {
+	case RoleServing:
+		if epoch > g.row.Epoch {
+			return &block.MovedError{Volume: v.name, Epoch: epoch}
+		}
+		return nil
+	case RoleSealed:
+		return g.successorOf(v)
+	case RoleFollowing:
+		return block.ErrReadOnly
+	}
+	return fmt.Errorf("%w: group %s serves in no epoch", block.ErrIO, g.cfg.Name)
+}
+
+func (g *Group) hostError(err error) error {
+	if errors.Is(err, errClosed) {
+		return block.ErrShutdown
+	}
+	return fmt.Errorf("%w: %w", block.ErrIO, err)
+}
+
+// successorOf answers for a sealed group.
+func (g *Group) successorOf(v *Volume) error {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	if v.gate.successor != nil {
+		return v.gate.successor
+	}
+	return &block.MovedError{Node: g.next.Node, Volume: v.name, Epoch: g.next.Number}
+}
+
+// dropRedone takes the writes out of the batch that have been done before, keeping the order of the others.
+func (g *Group) dropRedone(b *batch) {
+	g.done.mu.Lock()
+	defer g.done.mu.Unlock()
+	g.done.batch++
+	keep := 0
+	for i, r := range b.reqs {
+		state := doneNot
+		if r.Session != 0 {
+			state = g.done.look(r.Session, r.Number, r.Floor)
+		}
+		if state == doneMaybe && inBatch(b.reqs[:keep], r) {
+			state = doneYes
+		}
+		switch state {
+		case doneYes:
+			r.Err = nil
+			b.redone = append(b.redone, r)
+		case doneStale:
+			r.Err = fmt.Errorf("%w: request %d is older than what is remembered", block.ErrSession, r.Number)
+			b.redone = append(b.redone, r)
+		default:
+			if keep != i {
+				b.reqs[keep], b.recs[keep] = r, b.recs[i]
+			}
+			keep++
+		}
+	}
+	clear(b.reqs[keep:])
+	clear(b.recs[keep:])
+	b.reqs, b.recs = b.reqs[:keep], b.recs[:keep]
+}
+
+func inBatch(reqs []*block.Request, r *block.Request) bool {
+	for _, q := range reqs {
+		if q.Session == r.Session && q.Number == r.Number {
+			return true
+		}
+	}
+	return false
+}
+
+// number gives the batch's writes their sequence, appends them and makes them visible. It returns how many were
+// appended; the others get the error.
+func (g *Group) number(b *batch) (int, error) {
+	n, err := g.appendLocked(b.recs)
+	if n == 0 {
+		return 0, err
+	}
+	g.done.mu.Lock()
+	for i := range b.recs[:n] {
+		if r := b.reqs[i]; r.Session != 0 {
+			g.done.set(r.Session, r.Number, r.Floor)
+		}
+	}
+	g.done.mu.Unlock()
+	return n, err
+}
+
+// appendLocked numbers records, appends them to the log and puts them into the caches, under the commit mutex. A batch
+// that is too big for the log as a whole goes in parts. It returns how many were appended.
+func (g *Group) appendLocked(recs []record.Record) (int, error) {
+	if len(recs) == 0 {
+		return 0, nil
+	}
+	seq, mark := g.Tip(), record.Seq(g.durable.Load())
+	bytes := int64(0)
+	for i := range recs {
+		r := &recs[i]
+		seq++
+		r.Seq, r.Epoch, r.Incarnation, r.Mark = seq, g.row.Epoch, g.row.Incarnation, mark
+		bytes += int64(len(r.Data)) + segmentOverhead
+	}
+	err := g.log.Append(recs)
+	if errors.Is(err, ErrFull) {
+		err = g.relieve(recs)
+	}
+	if errors.Is(err, ErrFull) && errors.Is(err, ErrSourceAway) {
+		return 0, fmt.Errorf("%w: %w", block.ErrIO, err)
+	}
+	if errors.Is(err, ErrFull) && len(recs) > 1 {
+		half := len(recs) / 2
+		n, err := g.appendLocked(recs[:half])
+		if err != nil || n < half {
+			return n, err
+		}
+		n, err = g.appendLocked(recs[half:])
+		return half + n, err
+	}
+	if errors.Is(err, ErrFull) {
+		return 0, fmt.Errorf("%w: the record is larger than the log can hold", block.ErrNoSpace)
+	}
+	if err != nil {
+		return 0, g.hostError(g.fail(fmt.Errorf("appending to the log: %w", err)))
+	}
+	g.spread(recs)
+	g.tip.Store(uint64(seq))
+	g.noteAppended(bytes)
+	return len(recs), nil
+}
+
+// relieve makes room in a full log, under the commit mutex: first what needs nobody's leave, then by cutting off, one
+// by one, the subscriber that holds the log back most. Hosts wait for it, they do not stop.
+func (g *Group) relieve(recs []record.Record) error {
+	for {
+		if err := g.checkpoint(); err != nil {
+			return err
+		}
+		if err := g.log.Append(recs); !errors.Is(err, ErrFull) {
+			return err
+		}
+		slowest := g.slowest()
+		if slowest == nil {
+			return g.waitPostponed(func() error { return g.log.Append(recs) })
+		}
+		slowest.cutOff("the log is full")
+	}
+}
+
+// spread puts appended or applied records where they are seen: the caches, the recent records, the marks of
+// subscribers that are cut off, the copies under way.
+func (g *Group) spread(recs []record.Record) {
+	grown := int64(0)
+	members := *g.members.Load()
+	for i := range recs {
+		if m := members[recs[i].Volume]; m != nil {
+			grown += m.insert(&recs[i])
+		}
+	}
+	g.grow(grown)
+	for _, c := range g.copying {
+		c.meet(recs)
+	}
+	subs := *g.subs.Load()
+	if len(subs) == 0 {
+		return
+	}
+	g.remember(recs)
+	for _, s := range subs {
+		if s.State() == SubSuspended {
+			for i := range recs {
+				s.mark(&recs[i])
+			}
+		}
+	}
+}
+
+// insert puts a record's effect into the volume's cache.
+func (m *member) insert(r *record.Record) int64 {
+	s := segment{off: int64(r.Offset), end: int64(r.Offset) + int64(r.Length), seq: r.Seq}
+	switch r.Op {
+	case record.OpWrite:
+		s.kind, s.data = kindData, r.Data
+	case record.OpCopy:
+		if r.Data == nil {
+			return 0
+		}
+		s.kind, s.data = kindData, r.Data
+	case record.OpZero:
+		s.kind = kindZero
+	case record.OpTrim:
+		s.kind = kindTrim
+	default:
+		return 0
+	}
+	m.cache.mu.Lock()
+	defer m.cache.mu.Unlock()
+	return m.cache.insert(s)
+}
+
+// remember keeps records in memory for those who follow the log closely.
+func (g *Group) remember(recs []record.Record) {
+	g.recentMu.Lock()
+	defer g.recentMu.Unlock()
+	for i := range recs {
+		r := &recs[i]
+		g.extents.push(r.Seq, extentRef{off: int64(r.Offset), length: r.Length, volume: r.Volume, op: r.Op})
+		if g.recent.n == maxRecent || g.recent.n > 0 && r.Seq != g.recent.next() {
+			g.forgetRecent(g.recent.first)
+		}
+		if g.recent.n == 0 {
+			g.recentBytes = 0
+		}
+		g.recent.push(r.Seq, *r)
+		g.recentBytes += int64(len(r.Data))
+		for g.recentBytes > g.cfg.RecentBytes && g.recent.n > 1 {
+			g.forgetRecent(g.recent.first)
+		}
+	}
+}
+
+// forgetRecent drops the recent records up to and including seq.
+func (g *Group) forgetRecent(upTo record.Seq) {
+	for g.recent.n > 0 && g.recent.first <= upTo {
+		r := g.recent.pop()
+		g.recentBytes -= int64(len(r.Data))
+	}
+}

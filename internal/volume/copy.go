@@ -1,0 +1,494 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"gantline/internal/block"
+	"gantline/internal/copier"
+	"gantline/internal/record"
+)
+
+// blocks is a volume's changed map at a subscriber, with what a copy under way knows besides.
+type blocks struct {
+	marks Bitmap
+
+	mu        sync.Mutex
+	transit   map[int64]struct{} // numbered, not acknowledged
+	collected map[int64]struct{} // SubResyncing: durable there, as a part of the step
+}
+
+func newBlocks(b Bitmap) *blocks {
+	return &blocks{marks: b, transit: map[int64]struct{}{}, collected: map[int64]struct{}{}}
+}
+
+func (b *blocks) forgetUnderWay() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.transit)
+	clear(b.collected)
+}
+
+// Next, Needs and Left make it a copier.Set: blocks that are marked and not on their way.
+func (b *blocks) Next(from int64) (int64, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		bit, ok := b.marks.NextSet(from)
+		if !ok || b.free(bit) {
+			return bit, ok
+		}
+		from = bit + 1
+	}
+}
+
+func (b *blocks) free(bit int64) bool {
+	if _, ok := b.transit[bit]; ok {
+		return false
+	}
+	_, ok := b.collected[bit]
+	return !ok
+}
+
+func (b *blocks) Needs(bit int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.marks.Test(bit) && b.free(bit)
+}
+
+func (b *blocks) Left() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return max(0, b.marks.Count()-int64(len(b.transit)+len(b.collected)))
+}
+
+// copied is a block that was numbered and is not acknowledged yet.
+type copied struct {
+	seq    record.Seq
+	volume record.VolumeNumber
+	bit    int64 // -1: a range without a mark
+	data   []byte
+}
+
+// copyRange watches for host writes to a range while it is read.
+type copyRange struct {
+	volume   record.VolumeNumber
+	off, end uint64
+	hit      bool // under Group.mu
+}
+
+func (c *copyRange) meet(recs []record.Record) {
+	for i := range recs {
+		r := &recs[i]
+		if r.Volume == c.volume && r.Offset < c.end && c.off < r.Offset+uint64(r.Length) {
+			c.hit = true
+		}
+	}
+}
+
+const (
+	copyAttempts = 16 // reads of a block that hosts keep writing, before it is read under the commit mutex
+	holePiece    = 64 << 20
+)
+
+// atRest runs read, and then, under the commit mutex, number, such that no write to the range was numbered between the
+// beginning of the one and the other: what number appends is the range's content at its sequence.
+func (g *Group) atRest(m *member, off, length int64, attempts int, read, number func() error) error {
+	c := &copyRange{volume: m.number, off: uint64(off), end: uint64(off + length)}
+	for range attempts {
+		g.mu.Lock()
+		c.hit = false
+		g.copying = append(g.copying, c)
+		g.mu.Unlock()
+		err := read()
+		g.mu.Lock()
+		i := slices.Index(g.copying, c)
+		g.copying = slices.Delete(g.copying, i, i+1)
+		if err == nil && !c.hit {
+			err = number()
+			g.mu.Unlock()
+			return err
+		}
+		g.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return errHit
+}
+
+var errHit = errors.New("the range is being written all the time")
+
+// Copy gives a marked block, or any range of at most BlockSize, a number together with its data. It waits while too
+// much copied data is unacknowledged. Zeros go as a trim record, without data.
+func (s *Subscriber) Copy(ctx context.Context, n record.VolumeNumber, off, length int64, flags uint8) (record.Seq, error) {
+	m := s.g.member(n)
+	if m == nil {
+		return 0, fmt.Errorf("%w: %d", ErrUnknownVolume, n)
+	}
+	if off < 0 || length <= 0 || length > s.cfg.BlockSize || off+length > m.vol.size {
+		return 0, block.ErrRange
+	}
+	if err := s.reserve(ctx, length); err != nil {
+		return 0, err
+	}
+	data := make([]byte, length)
+	var seq record.Seq
+	read := func() error { return m.vol.readImage(ctx, m, data, off) }
+	number := func() (err error) {
+		seq, err = s.numberCopy(m, off, data, flags)
+		return err
+	}
+	err := s.g.atRest(m, off, length, copyAttempts, read, number)
+	if errors.Is(err, errHit) {
+		err = s.copyHeld(m, off, data, number)
+	}
+	if err != nil || seq == 0 {
+		s.unreserve(length)
+	}
+	return seq, err
+}
+
+// copyHeld reads a block that hosts never leave alone with the commits standing still. It is short: the block is in
+// the cache or was just read from the device.
+func (s *Subscriber) copyHeld(m *member, off int64, data []byte, number func() error) error {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if m.vol.firstAbsent(nil, off, off+int64(len(data))) >= 0 {
+		return errHit // its fetch is under way; tried again by the copier
+	}
+	if err := m.vol.readImage(context.Background(), m, data, off); err != nil {
+		return err
+	}
+	return number()
+}
+
+// reserve takes room in the window of unacknowledged copies.
+func (s *Subscriber) reserve(ctx context.Context, n int64) error {
+	stop := context.AfterFunc(ctx, s.wake)
+	defer stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.State() == SubSuspended:
+			return ErrSuspended
+		case s.g.Err() != nil:
+			return s.g.Err()
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case s.copyBytes+n <= s.g.cfg.CopyBytes || s.copyBytes == 0:
+			s.copyBytes += n
+			return nil
+		}
+		s.changed.Wait()
+	}
+}
+
+func (s *Subscriber) unreserve(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.copyBytes = max(0, s.copyBytes-n)
+	s.changed.Broadcast()
+}
+
+// numberCopy appends the copy's record, under the commit mutex. In the log it is empty: the data is the volume's own.
+func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) (record.Seq, error) {
+	if s.State() == SubSuspended {
+		return 0, ErrSuspended
+	}
+	if s.g.Role() != RoleServing {
+		return 0, fmt.Errorf("%w: group is %s", ErrRole, s.g.Role())
+	}
+	rec := record.Record{
+		Op: record.OpCopy, Flags: flags | record.FlagEmpty, Volume: m.number,
+		Offset: uint64(off), Length: uint32(len(data)), Time: time.Now().UnixNano(),
+	}
+	held := copied{volume: m.number, bit: -1, data: data}
+	if off%s.cfg.BlockSize == 0 && int64(len(data)) == min(s.cfg.BlockSize, m.vol.size-off) {
+		held.bit = off / s.cfg.BlockSize
+	}
+	if isZero(data) {
+		rec.Op, rec.Flags, held.data = record.OpTrim, flags, nil
+	}
+	// The sender must never meet the record without its data, so this is there before the record is.
+	held.seq = s.g.Tip() + 1
+	s.hold(held, m)
+	recs := []record.Record{rec}
+	if _, err := s.g.appendLocked(recs); err != nil {
+		s.unhold(held)
+		return 0, err
+	}
+	if s.State() == SubSuspended {
+		return 0, ErrSuspended // cut off by this very append, which marked the block again
+	}
+	if held.data == nil {
+		s.unreserve(int64(len(data)))
+	}
+	return held.seq, nil
+}
+
+func (s *Subscriber) hold(c copied, m *member) {
+	s.mu.Lock()
+	s.copies = append(s.copies, c)
+	s.mu.Unlock()
+	if b := s.volumes()[m.number]; b != nil && c.bit >= 0 {
+		b.mu.Lock()
+		b.transit[c.bit] = struct{}{}
+		b.mu.Unlock()
+	}
+}
+
+func (s *Subscriber) unhold(c copied) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.copies); n > 0 && s.copies[n-1].seq == c.seq {
+		s.copies = s.copies[:n-1]
+	}
+	if b := s.volumes()[c.volume]; b != nil && c.bit >= 0 {
+		b.mu.Lock()
+		delete(b.transit, c.bit)
+		b.mu.Unlock()
+	}
+}
+
+// attachData gives a copy record its data, if it was copied for this subscriber and is not acknowledged.
+func (s *Subscriber) attachData(r *record.Record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := sort.Search(len(s.copies), func(i int) bool { return s.copies[i].seq >= r.Seq })
+	if i < len(s.copies) && s.copies[i].seq == r.Seq && s.copies[i].data != nil {
+		r.Data = s.copies[i].data
+		r.Flags &^= record.FlagEmpty
+		r.CRC = record.Checksum(r.Data)
+	}
+}
+
+// ackCopies, under mu, lets go of the copies that are durable there. Outside a step their marks go: all later writes to
+// the block are in the stream. Inside one they are collected, until the step has been applied.
+func (s *Subscriber) ackCopies() {
+	n := 0
+	for n < len(s.copies) && s.copies[n].seq <= s.durable {
+		c := &s.copies[n]
+		s.copyBytes -= int64(len(c.data))
+		if b := s.volumes()[c.volume]; b != nil && c.bit >= 0 {
+			b.mu.Lock()
+			delete(b.transit, c.bit)
+			if s.State() == SubResyncing {
+				b.collected[c.bit] = struct{}{}
+			} else {
+				b.marks.Clear(c.bit)
+			}
+			b.mu.Unlock()
+		}
+		n++
+	}
+	if n > 0 {
+		clear(s.copies[:n])
+		s.copies = s.copies[n:]
+	}
+}
+
+// BeginStep puts a suspended subscriber back into the stream: from the record it appends on it gets everything. With
+// atOnce what follows is applied as it comes, at the price of an inconsistent image until the end.
+func (s *Subscriber) BeginStep(atOnce bool) (record.Seq, error) {
+	rec := record.Record{Op: record.OpBegin}
+	if atOnce {
+		rec.Flags = record.FlagAtOnce
+	}
+	if s.State() != SubSuspended {
+		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
+	}
+	return s.g.appendControl(rec, func(seq record.Seq) {
+		s.mu.Lock()
+		s.begin, s.end, s.acked = seq, 0, seq-1
+		s.mu.Unlock()
+		s.setState(SubResyncing, "resync")
+	})
+}
+
+// EndStep ends the step; refused while a mark is left that is not on its way. The subscriber is streaming again once it
+// has applied the end.
+func (s *Subscriber) EndStep(ctx context.Context) (record.Seq, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if s.State() != SubResyncing {
+		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
+	}
+	for n, b := range s.volumes() {
+		if left := b.Left(); left > 0 {
+			return 0, fmt.Errorf("%w: volume %d has %d marked blocks left", ErrBusy, n, left)
+		}
+	}
+	return s.g.appendControl(record.Record{Op: record.OpEnd}, func(seq record.Seq) {
+		s.mu.Lock()
+		s.end = seq
+		s.mu.Unlock()
+	})
+}
+
+// finishStep: the subscriber has applied the whole step, so what was collected is not lacking any more.
+func (s *Subscriber) finishStep() {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if s.State() != SubResyncing {
+		return
+	}
+	for _, b := range s.volumes() {
+		b.mu.Lock()
+		for bit := range b.collected {
+			b.marks.Clear(bit)
+		}
+		clear(b.collected)
+		b.mu.Unlock()
+	}
+	s.setState(SubStreaming, "step applied")
+}
+
+// MarkData marks all data of a volume for an initial copy. Its holes are told to the subscriber by trim records, so
+// that nothing old shows through there.
+func (s *Subscriber) MarkData(ctx context.Context, n record.VolumeNumber) error {
+	m, b := s.g.member(n), s.volumes()[n]
+	if m == nil || b == nil {
+		return fmt.Errorf("%w: %d at subscriber %s", ErrUnknownVolume, n, s.name)
+	}
+	for off := int64(0); off < m.vol.size; off += holePiece {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		length := min(holePiece, m.vol.size-off)
+		err := s.markPiece(m, off, length)
+		if errors.Is(err, errHit) {
+			s.markExtent(record.OpCopy, n, off, length)
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return b.marks.Flush()
+}
+
+func (s *Subscriber) markPiece(m *member, off, length int64) error {
+	var extents []block.Extent
+	read := func() (err error) {
+		extents, err = m.vol.extents(m, off, length)
+		return err
+	}
+	number := func() error {
+		var recs []record.Record
+		for _, e := range extents {
+			if e.Type == block.ExtentData {
+				s.markExtent(record.OpCopy, m.number, e.Offset, e.Length)
+				continue
+			}
+			recs = append(recs, record.Record{
+				Op: record.OpTrim, Flags: record.FlagAtOnce, Volume: m.number,
+				Offset: uint64(e.Offset), Length: uint32(e.Length), Time: time.Now().UnixNano(),
+			})
+		}
+		if len(recs) > 0 && s.g.Role() != RoleServing {
+			return fmt.Errorf("%w: group is %s", ErrRole, s.g.Role())
+		}
+		_, err := s.g.appendLocked(recs)
+		return err
+	}
+	return s.g.atRest(m, off, length, 3, read, number)
+}
+
+// CopyOptions of RunCopy.
+type CopyOptions struct {
+	Parallel int
+	Limit    *rate.Limiter // bytes
+	AtOnce   bool          // initial copy: applied at once, outside a step
+}
+
+// RunCopy copies until no mark is left that the subscriber does not have durably. ErrSuspended: it was cut off.
+func (s *Subscriber) RunCopy(ctx context.Context, opt CopyOptions) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	flags := uint8(0)
+	if opt.AtOnce {
+		flags = record.FlagAtOnce
+	}
+	s.mu.Lock()
+	s.copyTotal = s.ChangedBytes()
+	s.mu.Unlock()
+	for {
+		for _, n := range sortedKeys(s.volumes()) {
+			if err := s.copyVolume(ctx, cancel, n, opt, flags); err != nil {
+				return err
+			}
+		}
+		if left, err := s.awaitCopies(ctx); err != nil || !left {
+			return err
+		}
+	}
+}
+
+func (s *Subscriber) copyVolume(ctx context.Context, cancel context.CancelCauseFunc, n record.VolumeNumber, opt CopyOptions, flags uint8) error {
+	m := s.g.member(n)
+	if m == nil {
+		return nil // removed; its marks mean nothing any more
+	}
+	work := func(ctx context.Context, off, length int64) error {
+		_, err := s.Copy(ctx, n, off, length, flags)
+		if errors.Is(err, ErrSuspended) || errors.Is(err, ErrFailed) || errors.Is(err, ErrRole) {
+			cancel(err) // nothing that a retry would help
+		}
+		return err
+	}
+	return copier.New(copier.Config{
+		Set: s.volumes()[n], Region: s.cfg.BlockSize, Size: m.vol.size, Work: work,
+		Parallel: opt.Parallel, Limit: opt.Limit,
+	}).Run(ctx)
+}
+
+// awaitCopies waits until all that was numbered is acknowledged and says whether marks are left to copy.
+func (s *Subscriber) awaitCopies(ctx context.Context) (left bool, err error) {
+	stop := context.AfterFunc(ctx, s.wake)
+	defer stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.copies) > 0 {
+		switch {
+		case s.State() == SubSuspended:
+			return false, ErrSuspended
+		case s.g.Err() != nil:
+			return false, s.g.Err()
+		case ctx.Err() != nil:
+			return false, context.Cause(ctx)
+		}
+		s.changed.Wait()
+	}
+	if s.State() == SubSuspended {
+		return false, ErrSuspended
+	}
+	for _, b := range s.volumes() {
+		if b.Left() > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// CopyProgress is of the marks of all volumes, in bytes.
+func (s *Subscriber) CopyProgress() (total, left int64) {
+	left = 0
+	for _, b := range s.volumes() {
+		b.mu.Lock()
+		left += max(0, b.marks.Count()-int64(len(b.collected))) * s.cfg.BlockSize
+		b.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(s.copyTotal, left), left
+}

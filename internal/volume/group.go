@@ -1,0 +1,292 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"gantline/internal/record"
+)
+
+// Member names a volume inside a group.
+type Member struct {
+	Number record.VolumeNumber
+	Volume *Volume
+}
+
+// Config of a group; zero values mean the defaults.
+type Config struct {
+	Name    string
+	Log     Log // Close closes it
+	Members []Member
+	Logger  *slog.Logger
+	// OnRecord is told, on a follower, of each member, digest, end and fence record once it is applied, in order, before
+	// the next is. It runs inside Apply, which it must not call.
+	OnRecord func(record.Record)
+	// OnFailed is told once, from a goroutine of its own, that the group has stopped on an error.
+	OnFailed func(error)
+
+	CacheBytes       int64         // not yet on the devices; at the limit writers wait; default 128 MiB
+	RecentBytes      int64         // records kept in memory for subscribers; default 64 MiB
+	CopyBytes        int64         // copied blocks a subscriber has not acknowledged; default 32 MiB
+	RoundBytes       int64         // cached bytes that start a write-back round; default 8 MiB
+	RoundDelay       time.Duration // age of the oldest write that starts one; default 100 ms
+	SyncDelay        time.Duration // longest time an appended record stays unsynced; default 4 ms
+	SyncBytes        int64         // appended bytes that start a sync; default 1 MiB
+	CheckpointEvery  time.Duration // default 30 s
+	CheckpointFilled float64       // part of the log in use that starts a checkpoint; default 0.4
+}
+
+func (c *Config) defaults() {
+	setDefault(&c.CacheBytes, 128<<20)
+	setDefault(&c.RecentBytes, 64<<20)
+	setDefault(&c.CopyBytes, 32<<20)
+	setDefault(&c.RoundBytes, 8<<20)
+	setDefault(&c.RoundDelay, 100*time.Millisecond)
+	setDefault(&c.SyncDelay, 4*time.Millisecond)
+	setDefault(&c.SyncBytes, 1<<20)
+	setDefault(&c.CheckpointEvery, 30*time.Second)
+	if c.CheckpointFilled <= 0 {
+		c.CheckpointFilled = 0.4
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+func setDefault[T int64 | time.Duration](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+// Role of a group on this node.
+type Role uint8
+
+const (
+	RoleIdle      Role = 1 // opened; neither numbers nor applies
+	RoleFollowing Role = 2 // Apply feeds it
+	RoleServing   Role = 3 // numbers what hosts write, in its row of the epoch table
+	RoleSealed    Role = 4 // its log ends with a fence; another row must be opened to go on
+)
+
+func (r Role) String() string {
+	names := [...]string{"unknown", "idle", "following", "serving", "sealed"}
+	if int(r) >= len(names) {
+		r = 0
+	}
+	return names[r]
+}
+
+// Group is the set of volumes that share one log. All methods may be called concurrently.
+//
+// Locks, outermost first: rounds → mu is forbidden (a full log is relieved under mu, which takes rounds), so nothing
+// under rounds takes mu. mu → rounds → syncing → the leaves (cache.mu, doneTable.mu, Subscriber.mu, recentMu, roomMu).
+type Group struct {
+	cfg  Config
+	log  Log
+	done *doneTable
+
+	// mu is the commit mutex: who holds it numbers, appends and puts into the caches; roles change under it.
+	mu      sync.Mutex
+	role    atomic.Uint32
+	row     record.Row
+	cut     record.Seq     // RoleSealed: the fence
+	next    record.EpochID // RoleSealed: what the fence names
+	fenced  uint64         // the epoch that the newest fence found at Open has ended
+	intent  record.Seq     // RoleFollowing: the announced end of the step being applied
+	copying []*copyRange
+	members atomic.Pointer[map[record.VolumeNumber]*member]
+	subs    atomic.Pointer[[]*Subscriber]
+
+	tip     atomic.Uint64 // newest sequence in the log (serving) or applied (following) whose effect is in the caches
+	cached  atomic.Int64
+	roomMu  sync.Mutex
+	room    *sync.Cond
+	failure atomic.Pointer[error]
+	failed  chan struct{}
+
+	recentMu    sync.Mutex
+	recent      seqRing[record.Record]
+	recentBytes int64
+	extents     seqRing[extentRef]
+
+	metaStore
+	syncer
+	writeBack
+}
+
+// Run does what happens behind the writes until ctx ends: syncs, write-back rounds, checkpoints. It returns nil then,
+// or the error that the group failed with.
+func (g *Group) Run(ctx context.Context) error {
+	work, stop := context.WithCancel(ctx)
+	defer stop()
+	var loops errgroup.Group
+	loops.Go(func() error { defer stop(); return g.syncLoop(work) })
+	loops.Go(func() error { defer stop(); return g.writeBackLoop(work) })
+	loops.Go(func() error {
+		select {
+		case <-work.Done():
+		case <-g.failed:
+			stop()
+		}
+		return nil
+	})
+	err := loops.Wait()
+	if failure := g.Err(); failure != nil {
+		return failure
+	}
+	return err
+}
+
+// Close ends the group after Run has returned: volumes refuse, what is in flight is answered, everything is written
+// back, flushed and checkpointed, so that the devices are complete, and the log is closed. A follower inside a step
+// finishes it first from its own log.
+func (g *Group) Close() error {
+	for _, m := range g.each() {
+		m.vol.closed.Store(true)
+		m.vol.gate.change(ModeFailed, m.vol.execute)
+	}
+	if err := g.drainForClose(); err != nil {
+		return err
+	}
+	var errs []error
+	if g.Err() == nil {
+		errs = append(errs, g.finishStep(), g.checkpoint())
+	} else {
+		errs = append(errs, g.Err())
+	}
+	g.fail(errClosed)
+	for _, m := range g.each() {
+		m.vol.background.Wait()
+		m.vol.workers.wait()
+	}
+	errs = append(errs, g.log.Close())
+	return errors.Join(errs...)
+}
+
+// drainForClose waits for what is in flight while the loops that it may wait for run once more.
+func (g *Group) drainForClose() error {
+	ctx, stop := context.WithCancel(context.Background())
+	var loops errgroup.Group
+	loops.Go(func() error { return g.Run(ctx) })
+	var err error
+	for _, m := range g.each() {
+		err = errors.Join(err, m.vol.Drain(ctx))
+	}
+	stop()
+	_ = loops.Wait() // a failure of the group is told by Err
+	return err
+}
+
+// Volume by its number in the group; nil if there is none.
+func (g *Group) Volume(n record.VolumeNumber) *Volume {
+	if m := g.member(n); m != nil {
+		return m.vol
+	}
+	return nil
+}
+
+func (g *Group) member(n record.VolumeNumber) *member { return (*g.members.Load())[n] }
+
+// each lists the members by number.
+func (g *Group) each() []*member {
+	all := *g.members.Load()
+	list := make([]*member, 0, len(all))
+	for _, n := range sortedKeys(all) {
+		list = append(list, all[n])
+	}
+	return list
+}
+
+// Role, Err: Err is why the group has failed, nil otherwise.
+func (g *Group) Role() Role { return Role(g.role.Load()) }
+
+func (g *Group) Err() error {
+	if e := g.failure.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// fail stops the group for good: a promise of durability or order cannot be kept any more. Everybody who waits gets an
+// error; only opening the log anew helps.
+func (g *Group) fail(err error) error {
+	wrapped := fmt.Errorf("%w: group %s: %w", ErrFailed, g.cfg.Name, err)
+	if !g.failure.CompareAndSwap(nil, &wrapped) {
+		return g.Err()
+	}
+	close(g.failed)
+	if !errors.Is(err, errClosed) {
+		g.cfg.Logger.Error("group failed", "group", g.cfg.Name, "error", err)
+		if g.cfg.OnFailed != nil {
+			go g.cfg.OnFailed(wrapped)
+		}
+	}
+	g.roomMu.Lock()
+	g.room.Broadcast()
+	g.roomMu.Unlock()
+	g.completeWaiters()
+	for _, s := range *g.subs.Load() {
+		s.wake()
+	}
+	return wrapped
+}
+
+// Tip is the newest sequence whose effect reads can see: Appended on a primary, Applied on a secondary.
+func (g *Group) Tip() record.Seq      { return record.Seq(g.tip.Load()) }
+func (g *Group) Applied() record.Seq  { return g.Tip() }
+func (g *Group) Appended() record.Seq { return max(g.Tip(), g.log.Cursors().Appended) }
+
+// Durable is how far the log is on disk.
+func (g *Group) Durable() record.Seq {
+	if g.Role() == RoleServing || g.Role() == RoleSealed {
+		return record.Seq(g.durable.Load())
+	}
+	return g.log.Cursors().Durable
+}
+
+// Table is the epoch table of the group's log.
+func (g *Group) Table() record.Table { return g.log.Table() }
+
+// Epoch is that of the row the group serves in, 0 if it does not serve.
+func (g *Group) Epoch() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.Role() != RoleServing {
+		return 0
+	}
+	return g.row.Epoch
+}
+
+// CachedBytes is what has not reached the devices yet.
+func (g *Group) CachedBytes() int64 { return g.cached.Load() }
+
+// waitRoom blocks while the cache is at its limit.
+func (g *Group) waitRoom() {
+	if g.cached.Load() < g.cfg.CacheBytes {
+		return
+	}
+	g.roomMu.Lock()
+	defer g.roomMu.Unlock()
+	for g.cached.Load() >= g.cfg.CacheBytes && g.Err() == nil {
+		g.kickRound()
+		g.room.Wait()
+	}
+}
+
+// grow counts what an insert has added to the caches, or, negative, what has left them.
+func (g *Group) grow(delta int64) {
+	now := g.cached.Add(delta)
+	if delta < 0 && now < g.cfg.CacheBytes && now-delta >= g.cfg.CacheBytes {
+		g.roomMu.Lock()
+		g.room.Broadcast()
+		g.roomMu.Unlock()
+	}
+}

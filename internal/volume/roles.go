@@ -1,0 +1,324 @@
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"time"
+
+	"gantline/internal/record"
+)
+
+// Serve makes the group the primary in a new row of the epoch table, which must begin behind the last record. A
+// follower must have applied all that its log holds. The modes of the volumes are the caller's to set.
+func (g *Group) Serve(row record.Row) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.Err(); err != nil {
+		return err
+	}
+	if err := g.mayServe(row); err != nil {
+		return fmt.Errorf("group %s, epoch %d.%d: %w", g.cfg.Name, row.Epoch, row.Incarnation, err)
+	}
+	durable, err := g.log.Sync()
+	if err != nil {
+		return g.fail(fmt.Errorf("syncing the log: %w", err))
+	}
+	if err := g.log.OpenRow(row); err != nil {
+		return fmt.Errorf("group %s: opening epoch %d.%d: %w", g.cfg.Name, row.Epoch, row.Incarnation, err)
+	}
+	if err := g.saveMeta(func(m *meta) { m.Following = false }); err != nil {
+		return err
+	}
+	g.row = row
+	g.durable.Store(uint64(durable))
+	g.role.Store(uint32(RoleServing))
+	return nil
+}
+
+func (g *Group) mayServe(row record.Row) error {
+	switch {
+	case g.Role() == RoleServing && row.Epoch == g.row.Epoch && row.Incarnation == g.row.Incarnation:
+		return fmt.Errorf("%w: it serves in that row already", ErrRole)
+	case g.Role() == RoleSealed && row.Epoch <= g.sealedEpoch():
+		return fmt.Errorf("%w: sealed at %d", ErrEpoch, g.cut)
+	case g.Role() == RoleFollowing && g.intent > g.Tip():
+		return fmt.Errorf("%w: inside a step that ends at %d", ErrBehind, g.intent)
+	case g.Tip() != g.log.Cursors().Appended:
+		return fmt.Errorf("%w: applied %d, the log ends at %d", ErrBehind, g.Tip(), g.log.Cursors().Appended)
+	}
+	return nil
+}
+
+// sealedEpoch is the epoch that the fence has ended: the newest of the table.
+func (g *Group) sealedEpoch() uint64 {
+	if t := g.log.Table(); len(t) > 0 {
+		return t[len(t)-1].Epoch
+	}
+	return 0
+}
+
+// Follow makes the group a secondary: only Apply feeds it; its volumes become read-only.
+func (g *Group) Follow() error {
+	if err := g.Err(); err != nil {
+		return err
+	}
+	for _, m := range g.each() {
+		if err := m.vol.SetMode(context.Background(), ModeReadOnly, true); err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.Role() == RoleFollowing {
+		return nil
+	}
+	// What was served or replayed here is on its way to the devices: the bound of what they may hold begins there.
+	err := g.saveMeta(func(m *meta) { m.Following, m.Applied = true, max(m.Applied, g.Tip()) })
+	if err != nil {
+		return err
+	}
+	g.intent = 0
+	g.role.Store(uint32(RoleFollowing))
+	return nil
+}
+
+// Adopt makes the log begin anew behind base with the given epoch table and table of done requests: the target of a
+// move takes over the counter, a new secondary begins. What the caches hold is written back first; the records so far
+// are forgotten. The group is idle afterwards.
+func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.Role(); r == RoleServing || r == RoleSealed && len(*g.subs.Load()) > 0 {
+		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
+	}
+	fresh := newDoneTable()
+	if err := fresh.decode(done); err != nil {
+		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
+	}
+	if err := g.checkpoint(); err != nil {
+		return err
+	}
+	g.rounds.Lock()
+	defer g.rounds.Unlock()
+	if g.cached.Load() > 0 {
+		return fmt.Errorf("%w: group %s has writes for absent regions", ErrBusy, g.cfg.Name)
+	}
+	if err := g.log.Reset(base, table); err != nil {
+		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
+	}
+	g.done.replace(fresh)
+	err := g.saveMeta(func(m *meta) {
+		m.Checkpoint, m.Applied, m.Following = base, base, false
+		m.done = g.done.encode(maxDoneBytes)
+	})
+	if err != nil {
+		return err
+	}
+	g.ckpt, g.ckptAt, g.roundTip, g.postponed = base, time.Now(), base, 0
+	g.tip.Store(uint64(base))
+	g.durable.Store(uint64(base))
+	g.recentMu.Lock()
+	g.forgetRecent(g.recent.next())
+	g.extents.reset()
+	g.recentMu.Unlock()
+	g.cut, g.next, g.intent = 0, record.EpochID{}, 0
+	g.role.Store(uint32(RoleIdle))
+	return nil
+}
+
+// Seal ends the epoch: all volumes answer `moved` from now on, what was admitted before is finished, the fence that
+// names the next owner is appended and made durable. The cut is the fence's sequence. Sealing again with the same next
+// owner returns the same cut. If it cannot drain in time, the volumes go back to their modes and nothing is sealed.
+func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, error) {
+	if cut, was, ok := g.Sealed(); ok {
+		if was != next {
+			return 0, fmt.Errorf("%w: group %s is sealed for %s in epoch %d", ErrRole, g.cfg.Name, was.Node, was.Number)
+		}
+		return cut, nil
+	}
+	if g.Role() != RoleServing {
+		return 0, fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, g.Role())
+	}
+	reopen := g.shutGates(next)
+	for _, m := range g.each() {
+		if err := m.vol.Drain(ctx); err != nil {
+			reopen()
+			return 0, err
+		}
+	}
+	cut, err := g.appendFence(next)
+	if err != nil {
+		if g.Err() == nil {
+			reopen()
+		}
+		return 0, err
+	}
+	// The fence is in the log: from here on the only way is forward, even if the sync fails.
+	if err := g.syncTo(cut); err != nil {
+		return 0, err
+	}
+	return cut, nil
+}
+
+// shutGates puts all volumes into moved mode and returns what puts them back.
+func (g *Group) shutGates(next record.EpochID) func() {
+	type was struct {
+		m    *member
+		mode Mode
+	}
+	var before []was
+	for _, m := range g.each() {
+		before = append(before, was{m, m.vol.gate.current.Load().mode})
+		m.vol.defaultSuccessor(next)
+		m.vol.gate.change(ModeMoved, m.vol.execute)
+	}
+	return func() {
+		for _, b := range before {
+			b.m.vol.gate.change(b.mode, b.m.vol.execute)
+		}
+	}
+}
+
+func (g *Group) appendFence(next record.EpochID) (record.Seq, error) {
+	payload, err := json.Marshal(next)
+	if err != nil {
+		return 0, err
+	}
+	return g.appendControl(record.Record{Op: record.OpFence, Data: payload}, func(seq record.Seq) {
+		g.cut, g.next = seq, next
+		g.role.Store(uint32(RoleSealed))
+	})
+}
+
+// appendControl numbers a record that is no host's write; then runs, under the commit mutex, as soon as it is in the
+// log.
+func (g *Group) appendControl(r record.Record, then func(record.Seq)) (record.Seq, error) {
+	r.Time = time.Now().UnixNano()
+	if r.Data != nil {
+		r.Length, r.CRC = uint32(len(r.Data)), record.Checksum(r.Data)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.Err(); err != nil {
+		return 0, err
+	}
+	if g.Role() != RoleServing {
+		return 0, fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, g.Role())
+	}
+	recs := []record.Record{r}
+	if _, err := g.appendLocked(recs); err != nil {
+		return 0, err
+	}
+	if then != nil {
+		then(recs[0].Seq)
+	}
+	return recs[0].Seq, nil
+}
+
+// Append numbers a member or digest record.
+func (g *Group) Append(op record.Op, n record.VolumeNumber, payload []byte) (record.Seq, error) {
+	if op != record.OpMember && op != record.OpDigest {
+		return 0, fmt.Errorf("%w: op %d is not the caller's to append", ErrRole, op)
+	}
+	return g.appendControl(record.Record{Op: op, Volume: n, Data: payload}, nil)
+}
+
+// Sealed tells where and for whom.
+func (g *Group) Sealed() (cut record.Seq, next record.EpochID, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cut, g.next, g.Role() == RoleSealed
+}
+
+// DoneTable is the table of done requests for a hand-over.
+func (g *Group) DoneTable() []byte { return g.done.encode(maxDoneExport) }
+
+const maxDoneExport = 4 << 20
+
+// SetDoneTable adds the table of done requests that came with a hand-over, durably.
+func (g *Group) SetDoneTable(b []byte) error {
+	if err := g.done.decode(b); err != nil {
+		return err
+	}
+	return g.saveMeta(func(m *meta) { m.done = g.done.encode(maxDoneBytes) })
+}
+
+// Add makes a lone volume a member: it holds, drains and flushes, then goes through the group. On a primary a payload
+// is appended as a member record.
+func (g *Group) Add(ctx context.Context, m Member, payload []byte) error {
+	v := m.Volume
+	mode := v.gate.current.Load().mode
+	if err := v.SetMode(ctx, ModePending, true); err != nil {
+		v.gate.change(mode, v.execute)
+		return err
+	}
+	err := v.dev.Flush()
+	if err == nil {
+		err = g.join(m)
+	}
+	if err == nil && payload != nil {
+		_, err = g.Append(record.OpMember, m.Number, payload)
+	}
+	if err == nil && g.Role() == RoleFollowing {
+		mode = ModeReadOnly
+	}
+	v.gate.change(mode, v.execute)
+	return err
+}
+
+func (g *Group) join(m Member) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all := maps.Clone(*g.members.Load())
+	if err := g.attach(m, all); err != nil {
+		return err
+	}
+	g.members.Store(&all)
+	return nil
+}
+
+// Remove makes a member a lone volume again: it holds, drains, is written back and flushed, then goes straight to its
+// device. Its number is never used again.
+func (g *Group) Remove(ctx context.Context, n record.VolumeNumber, payload []byte) error {
+	m := g.member(n)
+	if m == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownVolume, n)
+	}
+	v := m.vol
+	mode := v.gate.current.Load().mode
+	err := v.SetMode(ctx, ModePending, true)
+	if err == nil && payload != nil {
+		_, err = g.Append(record.OpMember, n, payload)
+	}
+	if err == nil {
+		err = g.checkpoint()
+	}
+	if err == nil {
+		err = g.detach(m)
+	}
+	v.gate.change(mode, v.execute)
+	return err
+}
+
+func (g *Group) detach(m *member) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rounds.Lock()
+	defer g.rounds.Unlock()
+	if m.cache.tree.Len() > 0 {
+		return fmt.Errorf("%w: volume %s has writes for absent regions", ErrBusy, m.vol.name)
+	}
+	if len(g.meta.Removed) >= maxRemoved {
+		return fmt.Errorf("%w: %d volumes have been removed from group %s", ErrBusy, maxRemoved, g.cfg.Name)
+	}
+	if err := g.saveMeta(func(s *meta) { s.Removed = append(s.Removed, m.number) }); err != nil {
+		return err
+	}
+	all := maps.Clone(*g.members.Load())
+	delete(all, m.number)
+	g.members.Store(&all)
+	m.vol.member.Store(nil)
+	return nil
+}

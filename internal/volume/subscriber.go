@@ -1,0 +1,533 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"gantline/internal/record"
+)
+
+// SubscriberState says whether a subscriber is in the stream.
+type SubscriberState uint8
+
+const (
+	SubStreaming SubscriberState = 1 // in the stream; marks may be left (initial copy)
+	SubResyncing SubscriberState = 2 // in the stream from a step's begin on; its image stands before it until the end
+	SubSuspended SubscriberState = 3 // cut off: holds nothing back, every record marks its changed map
+)
+
+func (s SubscriberState) String() string {
+	switch s {
+	case SubStreaming:
+		return "streaming"
+	case SubResyncing:
+		return "resyncing"
+	case SubSuspended:
+		return "suspended"
+	}
+	return "unknown"
+}
+
+// Retain says which acknowledgement frees a record.
+type Retain uint8
+
+const (
+	RetainApplied Retain = 1
+	RetainDurable Retain = 2 // "transferred"
+)
+
+// SubscriberEvent tells of a change of state.
+type SubscriberEvent struct {
+	Subscriber string
+	State      SubscriberState
+	Reason     string
+}
+
+// SubscriberConfig registers a subscriber; zero values mean the defaults.
+type SubscriberConfig struct {
+	Acked     record.Seq      // what it has for sure; 0: as the log's blob says, else what has been trimmed
+	State     SubscriberState // 0: as the log's blob says, else streaming
+	Retain    Retain          // default RetainApplied
+	Changed   map[record.VolumeNumber]Bitmap
+	BlockSize int64 // bytes that a mark stands for; default 64 KiB
+	// OnEvent runs on a goroutine of its own; events of one subscriber come in order.
+	OnEvent func(SubscriberEvent)
+}
+
+// Subscriber follows the group's log with its own cursors. While it is in the stream, no record above what it has
+// acknowledged is freed. When the log is full it is cut off: what it has not acknowledged is marked, and from then on
+// every record marks, so its changed map always says at least what it lacks.
+type Subscriber struct {
+	name  string
+	g     *Group
+	cfg   SubscriberConfig
+	state atomic.Uint32 // changed under Group.mu and mu, in this order
+
+	mu      sync.Mutex
+	changed *sync.Cond // on mu: an acknowledgement, more durable records, another state
+	stored  record.Seq
+	durable record.Seq
+	applied record.Seq
+	acked   record.Seq // what Retain counts; holds the log back
+	begin   record.Seq // SubResyncing: of the step
+	end     record.Seq // SubResyncing: of the step, once appended
+
+	copies    []copied // numbered blocks that are not acknowledged, by sequence
+	copyBytes int64
+	blocks    atomic.Pointer[map[record.VolumeNumber]*blocks]
+	cutting   bool // marks are being set for all that is not acknowledged: acknowledgements clear none any more
+	copyTotal int64 // marks when the copy began
+
+	events  []SubscriberEvent
+	telling bool
+}
+
+// Subscribe registers a subscriber. One that was cut off before a restart is suspended again, and all that the log
+// still holds above its cursor is marked anew, since marks set shortly before a crash may not have been durable.
+func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error) {
+	if cfg.BlockSize <= 0 {
+		cfg.BlockSize = 64 << 10
+	}
+	if cfg.Retain == 0 {
+		cfg.Retain = RetainApplied
+	}
+	s := &Subscriber{name: name, g: g, cfg: cfg}
+	volumes := map[record.VolumeNumber]*blocks{}
+	s.changed = sync.NewCond(&s.mu)
+	for n, bits := range cfg.Changed {
+		volumes[n] = newBlocks(bits)
+	}
+	s.blocks.Store(&volumes)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rounds.Lock() // nothing is trimmed meanwhile
+	defer g.rounds.Unlock()
+	subs := *g.subs.Load()
+	for _, other := range subs {
+		if other.name == name {
+			return nil, fmt.Errorf("%w: subscriber %s", ErrBusy, name)
+		}
+	}
+	if len(subs) >= maxSubs {
+		return nil, fmt.Errorf("%w: group %s has %d subscribers", ErrBusy, g.cfg.Name, maxSubs)
+	}
+	s.start()
+	if s.State() == SubSuspended {
+		if err := s.markRange(s.acked+1, g.Tip()); err != nil {
+			return nil, fmt.Errorf("subscriber %s: %w", name, err)
+		}
+	}
+	grown := append(slices.Clip(slices.Clone(subs)), s)
+	g.subs.Store(&grown)
+	return s, g.saveMeta(func(*meta) {})
+}
+
+// start sets state and cursors from the configuration and from what the log remembers.
+func (s *Subscriber) start() {
+	s.g.metaMu.Lock()
+	known, ok := s.g.meta.Subs[s.name]
+	s.g.metaMu.Unlock()
+	trimmed := s.g.log.Cursors().Trimmed
+	state, acked := s.cfg.State, s.cfg.Acked
+	if state == 0 {
+		state = SubStreaming
+	}
+	if acked == 0 {
+		acked = max(known.Acked, trimmed)
+	}
+	if ok && known.Suspended || state == SubResyncing {
+		state = SubSuspended // a step that was cut short by a restart is begun anew
+	}
+	if acked < trimmed && s.cfg.State != SubSuspended && ok {
+		state = SubSuspended
+	}
+	acked = min(max(acked, trimmed), s.g.Tip())
+	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
+	s.state.Store(uint32(state))
+}
+
+// Unsubscribe forgets a subscriber; it holds nothing back any more.
+func (g *Group) Unsubscribe(name string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	subs := slices.Clone(*g.subs.Load())
+	i := slices.IndexFunc(subs, func(s *Subscriber) bool { return s.name == name })
+	if i < 0 {
+		return nil
+	}
+	gone := subs[i]
+	subs = slices.Delete(subs, i, i+1)
+	g.subs.Store(&subs)
+	gone.setState(SubSuspended, "unsubscribed")
+	return g.saveMeta(func(m *meta) { delete(m.Subs, name) })
+}
+
+// AddVolume makes the subscriber one for a volume that has joined the group since. Nothing is marked by it.
+func (s *Subscriber) AddVolume(n record.VolumeNumber, changed Bitmap) error {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	grown := maps.Clone(s.volumes())
+	if grown[n] != nil {
+		return fmt.Errorf("%w: volume %d at subscriber %s", ErrBusy, n, s.name)
+	}
+	grown[n] = newBlocks(changed)
+	s.blocks.Store(&grown)
+	return nil
+}
+
+func (s *Subscriber) volumes() map[record.VolumeNumber]*blocks { return *s.blocks.Load() }
+
+// Subscriber by name, nil if there is none.
+func (g *Group) Subscriber(name string) *Subscriber {
+	for _, s := range *g.subs.Load() {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+func (s *Subscriber) Name() string           { return s.name }
+func (s *Subscriber) State() SubscriberState { return SubscriberState(s.state.Load()) }
+func (s *Subscriber) Table() record.Table    { return s.g.log.Table() }
+func (s *Subscriber) Durable() record.Seq    { return s.g.Durable() }
+
+// Cursor is what the subscriber has acknowledged.
+func (s *Subscriber) Cursor() (stored, durable, applied record.Seq) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stored, s.durable, s.applied
+}
+
+// Begin is where the stream starts for a subscriber that is resyncing: at the step's begin, whatever lies before.
+func (s *Subscriber) Begin() (record.Seq, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.begin, s.State() == SubResyncing
+}
+
+// Wait returns once there is a durable record above `after`; ErrSuspended if the subscriber is cut off.
+func (s *Subscriber) Wait(ctx context.Context, after record.Seq) error {
+	stop := context.AfterFunc(ctx, s.wake)
+	defer stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.g.Err() != nil:
+			return s.g.Err()
+		case s.State() == SubSuspended:
+			return ErrSuspended
+		case s.g.Durable() > after:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		s.changed.Wait()
+	}
+}
+
+func (s *Subscriber) wake() {
+	s.mu.Lock()
+	s.changed.Broadcast()
+	s.mu.Unlock()
+}
+
+// Read returns durable records from `from` on, at least one if there is one, from memory or else from the log. Copied
+// blocks carry their data if they were copied for this subscriber and are not acknowledged yet. A resyncing subscriber
+// reads from the step's begin on.
+func (s *Subscriber) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error) {
+	if s.State() == SubSuspended {
+		return nil, ErrSuspended
+	}
+	if begin, ok := s.Begin(); ok {
+		from = max(from, begin)
+	}
+	durable := s.g.Durable()
+	if from > durable {
+		return nil, nil
+	}
+	recs := s.g.readRecent(from, durable, maxRecords, maxBytes)
+	if recs == nil {
+		var err error
+		if recs, err = s.g.log.Read(from, maxRecords, maxBytes); err != nil {
+			return nil, fmt.Errorf("subscriber %s: reading the log at %d: %w", s.name, from, err)
+		}
+	}
+	for i := range recs {
+		if recs[i].Seq > durable {
+			recs = recs[:i]
+			break
+		}
+		if recs[i].Op == record.OpCopy {
+			s.attachData(&recs[i])
+		}
+	}
+	return recs, nil
+}
+
+// readRecent is nil if memory does not reach back to from.
+func (g *Group) readRecent(from, upTo record.Seq, maxRecords, maxBytes int) []record.Record {
+	g.recentMu.Lock()
+	defer g.recentMu.Unlock()
+	if !g.recent.has(from) {
+		return nil
+	}
+	n := min(int(g.recent.next()-from), int(upTo-from)+1, maxRecords)
+	recs := make([]record.Record, 0, n)
+	bytes := 0
+	for seq := from; len(recs) < n; seq++ {
+		r := g.recent.at(seq)
+		if bytes += len(r.Data); bytes > maxBytes && len(recs) > 0 {
+			break
+		}
+		recs = append(recs, *r)
+	}
+	return recs
+}
+
+// Acked tells what the subscriber has. Cursors only rise; what is impossible is refused and changes nothing.
+func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
+	s.mu.Lock()
+	if durable > stored || applied > durable || stored > s.g.Tip() {
+		s.mu.Unlock()
+		return fmt.Errorf("subscriber %s: acknowledgement of %d stored, %d durable, %d applied is impossible, the log ends at %d",
+			s.name, stored, durable, applied, s.g.Tip())
+	}
+	s.stored, s.durable, s.applied = max(s.stored, stored), max(s.durable, durable), max(s.applied, applied)
+	if s.State() == SubSuspended || s.cutting {
+		s.mu.Unlock()
+		return nil // its records may have been freed already; the marks say what it lacks
+	}
+	counted := s.applied
+	if s.cfg.Retain == RetainDurable && s.State() != SubResyncing {
+		counted = s.durable // inside a step nothing is sure before the whole is applied
+	}
+	s.acked = max(s.acked, counted)
+	s.ackCopies()
+	stepDone := s.State() == SubResyncing && s.end != 0 && s.applied >= s.end
+	s.changed.Broadcast()
+	acked := s.acked
+	s.mu.Unlock()
+	if stepDone {
+		s.finishStep()
+	}
+	s.g.forgetAcked(acked)
+	return nil
+}
+
+// forgetAcked frees the memory of what every subscriber has.
+func (g *Group) forgetAcked(acked record.Seq) {
+	for _, s := range *g.subs.Load() {
+		if keep, ok := s.keeps(); ok {
+			acked = min(acked, keep)
+		}
+	}
+	g.recentMu.Lock()
+	defer g.recentMu.Unlock()
+	g.forgetRecent(acked)
+	g.extents.dropTo(acked)
+}
+
+// keeps is the cursor that holds the log back; false for one that is cut off.
+func (s *Subscriber) keeps() (record.Seq, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.acked, s.State() != SubSuspended
+}
+
+func (s *Subscriber) forMeta() metaSub {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming}
+}
+
+// slowest is the subscriber in the stream that holds back records which the group itself does not need any more.
+func (g *Group) slowest() *Subscriber {
+	var found *Subscriber
+	lowest := g.freeableHere()
+	for _, s := range *g.subs.Load() {
+		if keep, ok := s.keeps(); ok && keep < lowest {
+			found, lowest = s, keep
+		}
+	}
+	return found
+}
+
+func (g *Group) freeableHere() record.Seq {
+	g.rounds.Lock()
+	defer g.rounds.Unlock()
+	return g.ckpt
+}
+
+// Suspend takes the subscriber out of the stream at the newest record.
+func (s *Subscriber) Suspend(reason string) error {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if s.State() != SubSuspended {
+		s.cutOff(reason)
+	}
+	return s.g.saveMeta(func(*meta) {})
+}
+
+// cutOff suspends under the commit mutex. First the marks of all that is not acknowledged, then the state: whoever sees
+// the state, and frees records by it, flushes the maps with these marks before (I7).
+func (s *Subscriber) cutOff(reason string) {
+	s.mu.Lock()
+	s.cutting = true
+	s.mu.Unlock()
+	if err := s.markRange(s.unackedFrom(), s.g.Tip()); err != nil {
+		// Without a list of what it lacks it lacks everything.
+		s.g.cfg.Logger.Error("marking by the log failed, all is marked", "subscriber", s.name, "error", err)
+		s.markAll()
+	}
+	s.setState(SubSuspended, reason)
+	s.g.forgetAcked(s.g.Tip())
+}
+
+func (s *Subscriber) unackedFrom() record.Seq {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.acked + 1
+}
+
+// setState also drops what belongs to the old state.
+func (s *Subscriber) setState(state SubscriberState, reason string) {
+	s.mu.Lock()
+	s.state.Store(uint32(state))
+	s.cutting = false
+	if state == SubSuspended {
+		s.copies, s.copyBytes, s.begin, s.end = nil, 0, 0, 0
+		for _, b := range s.volumes() {
+			b.forgetUnderWay()
+		}
+	}
+	s.changed.Broadcast()
+	s.tell(SubscriberEvent{Subscriber: s.name, State: state, Reason: reason})
+	s.mu.Unlock()
+}
+
+// tell queues an event, under mu; one goroutine at a time hands them over, in order.
+func (s *Subscriber) tell(e SubscriberEvent) {
+	if s.cfg.OnEvent == nil {
+		return
+	}
+	s.events = append(s.events, e)
+	if s.telling {
+		return
+	}
+	s.telling = true
+	go func() {
+		for {
+			s.mu.Lock()
+			if len(s.events) == 0 {
+				s.telling = false
+				s.mu.Unlock()
+				return
+			}
+			e := s.events[0]
+			s.events = s.events[1:]
+			s.mu.Unlock()
+			s.cfg.OnEvent(e)
+		}
+	}()
+}
+
+// markRange marks what the records from..upTo touch, by the list in memory, or the log where that does not reach.
+func (s *Subscriber) markRange(from, upTo record.Seq) error {
+	from = max(from, s.g.log.Cursors().Trimmed+1)
+	for from <= upTo {
+		if next, ok := s.markListed(from, upTo); ok {
+			from = next
+			continue
+		}
+		recs, err := s.g.log.Read(from, replayRecords, replayBytes)
+		if err != nil {
+			return err
+		}
+		if len(recs) == 0 {
+			return errors.New("the log ends early")
+		}
+		for i := range recs {
+			s.mark(&recs[i])
+		}
+		from = recs[len(recs)-1].Seq + 1
+	}
+	return nil
+}
+
+func (s *Subscriber) markListed(from, upTo record.Seq) (record.Seq, bool) {
+	s.g.recentMu.Lock()
+	defer s.g.recentMu.Unlock()
+	if !s.g.extents.has(from) {
+		return from, false
+	}
+	for ; from <= upTo && s.g.extents.has(from); from++ {
+		e := s.g.extents.at(from)
+		s.markExtent(e.op, e.volume, e.off, int64(e.length))
+	}
+	return from, true
+}
+
+func (s *Subscriber) mark(r *record.Record) {
+	s.markExtent(r.Op, r.Volume, int64(r.Offset), int64(r.Length))
+}
+
+func (s *Subscriber) markExtent(op record.Op, n record.VolumeNumber, off, length int64) {
+	switch op {
+	case record.OpWrite, record.OpZero, record.OpTrim, record.OpCopy:
+	default:
+		return
+	}
+	b := s.volumes()[n]
+	if b == nil || length == 0 {
+		return // not a volume that is copied to this subscriber
+	}
+	for bit := off / s.cfg.BlockSize; bit*s.cfg.BlockSize < off+length && bit < b.marks.Bits(); bit++ {
+		b.marks.Set(bit)
+	}
+}
+
+func (s *Subscriber) markAll() {
+	for _, b := range s.volumes() {
+		for bit := range b.marks.Bits() {
+			b.marks.Set(bit)
+		}
+	}
+}
+
+// MarkAll marks a whole volume.
+func (s *Subscriber) MarkAll(n record.VolumeNumber) error {
+	b := s.volumes()[n]
+	if b == nil {
+		return fmt.Errorf("%w: %d at subscriber %s", ErrUnknownVolume, n, s.name)
+	}
+	for bit := range b.marks.Bits() {
+		b.marks.Set(bit)
+	}
+	return b.marks.Flush()
+}
+
+// flushMaps makes all marks durable that were set before the call.
+func (s *Subscriber) flushMaps() error {
+	for _, b := range s.volumes() {
+		if err := b.marks.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ChangedBytes is what the subscriber lacks besides the stream.
+func (s *Subscriber) ChangedBytes() int64 {
+	total := int64(0)
+	for _, b := range s.volumes() {
+		total += b.marks.Count()
+	}
+	return total * s.cfg.BlockSize
+}
