@@ -8,7 +8,9 @@ import (
 
 // OpenBitmap reads a bitmap back. Where one copy of a page is bad, or older than the other, it is written anew from the
 // other (Repairs tells), and what is believed is durable, in both copies, before OpenBitmap returns. Where both are
-// bad it is a PageLoss, and no error. ErrNoBitmap: not one page was found. Other errors are the device's.
+// bad it is a PageLoss, and no error. ErrNoBitmap: not one page was found, so the length is not known either; a caller
+// who knows it treats that as the loss of all pages (a map of changes: CreateBitmap, SetAll, Flush). Other errors are
+// the device's.
 func OpenBitmap(dev Device) (*Bitmap, []PageLoss, error) {
 	// After a killed process the page cache is not the disk: first make them one.
 	if err := dev.Flush(); err != nil {

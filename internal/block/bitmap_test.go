@@ -297,6 +297,85 @@ func (h *bitmapHistory) reopen(t *rapid.T, crash bool) {
 	h.watch(t)
 }
 
+// TestBitmapFlushAfterAnInterruptedOne: a flush is interrupted at one of its calls, by a failure, a killed process or
+// a power loss; the device may crash anywhere in the next flush, and what was believed in between must stay.
+func TestBitmapFlushAfterAnInterruptedOne(t *testing.T) {
+	interruptions := map[string]func(d *Crashable) (next *Crashable){
+		"failure": func(d *Crashable) *Crashable { return d },
+		"kill":    (*Crashable).Kill,
+		"crash":   (*Crashable).Crash,
+	}
+	for name, interrupt := range interruptions {
+		for call := 1; call <= 4; call++ { // write, flush, write, flush
+			for seed := range int64(25) {
+				t.Run(fmt.Sprint(name, "/", call, "/", seed), func(t *testing.T) { interruptFlush(t, interrupt, call, seed) })
+			}
+		}
+	}
+}
+
+func interruptFlush(t *testing.T, interrupt func(*Crashable) *Crashable, at int, seed int64) {
+	// In sectors of their own: a page whose changes are all in the header's sector cannot be torn.
+	const one, two, three = 10_000, 20_000, 30_000
+	d := NewCrashable(BitmapSize(pageBits), seed)
+	b, err := CreateBitmap(d, pageBits, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Set(one)
+	mustFlush(t, b)
+	b.Set(two)
+	calls, next := 0, d
+	d.SetHook(func(Call, int64, int64) error {
+		if calls++; calls == at {
+			next = interrupt(d)
+			return errInjected
+		}
+		return nil
+	})
+	if b.Flush() == nil {
+		t.Fatal("the interruption took no hold")
+	}
+	d.SetHook(nil)
+	believed := []int64{one}
+	if next != d {
+		d, b = next, mustOpenBitmap(t, next)
+		if b.Test(two) {
+			believed = append(believed, two)
+		}
+	}
+	b.Set(three)
+	look := func(Call, int64, int64) error {
+		for peek := range int64(10) {
+			after := mustOpenBitmap(t, d.Peek(seed*10+peek))
+			for _, bit := range believed {
+				if !after.Test(bit) {
+					t.Errorf("bit %d was lost", bit)
+				}
+			}
+		}
+		return nil
+	}
+	d.SetHook(look)
+	mustFlush(t, b)
+	believed = append(believed, three)
+	_ = look(CallFlush, 0, 0)
+}
+
+func TestNewerCopyWinsOverOneTheMediumForgot(t *testing.T) {
+	for copy := range int64(2) {
+		b, d := newStoredBitmap(t, 100)
+		old := mustRead(t, d, copy*bitmapPage, bitmapPage)
+		b.Set(42)
+		mustFlush(t, b)
+		mustWrite(t, d, old, copy*bitmapPage)
+		b = mustOpenBitmap(t, d)
+		if want := fmt.Sprint([]PageRepair{{Copy: int(copy), Stale: true}}); !b.Test(42) || fmt.Sprint(b.Repairs()) != want {
+			t.Errorf("copy %d: bit %v, repairs %v", copy, b.Test(42), b.Repairs())
+		}
+	}
+}
+
 func corrupt(t testing.TB, d Device, page, copy, bits int64) {
 	t.Helper()
 	at := (copy*bitmapPages(bits) + page) * bitmapPage
