@@ -50,7 +50,7 @@ vet:
 
 # The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it.
 unit:
-	CGO_ENABLED=1 $(GO) test -race -timeout 8m $$($(GO) list ./internal/... | grep -v -e /internal/demo$$)
+	CGO_ENABLED=1 $(GO) test -race -timeout 8m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
 
 # bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
 system: build

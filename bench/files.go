@@ -64,7 +64,7 @@ func parseSize(s string) (int64, error) {
 		}
 	}
 	v, err := strconv.ParseFloat(number, 64)
-	if err != nil || v <= 0 || v*factor > 1<<50 {
+	if err != nil || !(v > 0 && v*factor <= 1<<50) { // NaN compares false
 		return 0, fmt.Errorf("%q is not a size (examples: 4096, 512MiB, 1.5GiB)", s)
 	}
 	n := int64(v * factor)
