@@ -267,7 +267,7 @@ func (s State) permit(p Permit) (State, error) {
 	return s, nil
 }
 
-// believe is permit, and valid at once: its first sequence is known.
+// believe is permit, and valid at once: its first sequence is known, or it is the first source of all.
 func (s State) believe(p Permit, have Having) (State, error) {
 	if _, valid := s.source(p.Epoch); valid {
 		return s, nil
@@ -275,6 +275,9 @@ func (s State) believe(p Permit, have Having) (State, error) {
 	if cur, ok := s.current(); ok && p.Epoch.Number <= cur.Epoch.Number {
 		return s, refuse(ReasonSuperseded, "epoch %d of %s cannot follow epoch %d of %s", p.Epoch.Number, p.Epoch.Node,
 			cur.Epoch.Number, cur.Epoch.Node)
+	}
+	if len(s.Sources) == 0 {
+		return s.raise(p.Epoch, p.First, have.Durable), nil
 	}
 	if p.First == 0 {
 		return s, fmt.Errorf("receiver: epoch %d of %s cannot be valid before its first sequence is known", p.Epoch.Number, p.Epoch.Node)

@@ -235,7 +235,9 @@ func (r *Receiver) Revoke(id record.EpochID) error {
 	})
 }
 
-// Believe makes an epoch valid from p.First on (document S807): transitional, as long as older sources are kept.
+// Believe makes an epoch valid from p.First on (document S807): transitional, as long as older sources are kept. The
+// first source of all is made valid so when the pair is made; its First may be 0. A source that was only permitted and
+// has not said hello when a later epoch becomes valid is too late.
 func (r *Receiver) Believe(p Permit) error {
 	return r.decide(func() (State, error) { return r.state.believe(p, r.having()) })
 }
