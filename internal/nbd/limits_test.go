@@ -221,6 +221,26 @@ func TestShutdownHasALimit(t *testing.T) {
 	q.Finish(nil) // too late, and harmless
 }
 
+// A target that never returns from Submit cannot hold up a shutdown.
+func TestShutdownLeavesAStuckTarget(t *testing.T) {
+	m := newMemory(1 << 20)
+	entered, release := make(chan struct{}), make(chan struct{})
+	m.scatter = func(reqs []*block.Request, do func(*block.Request)) {
+		close(entered)
+		<-release
+		do(reqs[0])
+	}
+	r := newRig(t, "unix", Options{}, oneExport(1<<20, m))
+	r.peer(t).begin("a", true).request(0, cmdFlush, 1, 0, 0)
+	<-entered
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := r.server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || r.server.Conns() != 1 {
+		t.Errorf("Shutdown: %v, %d connections", err, r.server.Conns())
+	}
+	close(release)
+}
+
 // A peer that leaves has its requests finished before the export is closed.
 func TestPeerLeavesWithRequestsInFlight(t *testing.T) {
 	m := newMemory(1 << 20)

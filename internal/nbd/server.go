@@ -96,8 +96,9 @@ type Server struct {
 
 // session is a connection from accept to close. conn is nil while it still negotiates.
 type session struct {
-	sock net.Conn
-	conn *conn
+	sock   net.Conn
+	cancel context.CancelFunc // of the negotiation
+	conn   *conn
 }
 
 // NewServer makes a server; Serve starts it.
@@ -166,11 +167,13 @@ func (s *Server) Conns() int {
 
 // start admits a connection and serves it in a goroutine of its own.
 func (s *Server) start(ctx context.Context, sock net.Conn) {
-	ses := &session{sock: sock}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
+	ses := &session{sock: sock, cancel: cancel}
 	s.mu.Lock()
 	full := len(s.conns) >= s.opts.MaxConns
 	if full || s.closing {
 		s.mu.Unlock()
+		cancel()
 		sock.Close()
 		if full {
 			s.opts.Log.Warn("nbd: connection refused", "peer", sock.RemoteAddr(), "error", ErrTooManyConns, "limit", s.opts.MaxConns)
@@ -182,6 +185,7 @@ func (s *Server) start(ctx context.Context, sock net.Conn) {
 	s.mu.Unlock()
 	go func() {
 		defer s.all.Done()
+		defer cancel()
 		err := s.serve(ctx, ses)
 		s.mu.Lock()
 		delete(s.conns, ses)
@@ -192,7 +196,7 @@ func (s *Server) start(ctx context.Context, sock net.Conn) {
 	}()
 }
 
-// serve runs a connection from its first byte to its last.
+// serve runs a connection from its first byte to its last. ctx is that of the negotiation.
 func (s *Server) serve(ctx context.Context, ses *session) error {
 	sock := ses.sock
 	defer sock.Close()
@@ -200,10 +204,8 @@ func (s *Server) serve(ctx context.Context, ses *session) error {
 	if err := sock.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)); err != nil {
 		return err
 	}
-	hctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
-	h := newHandshake(hctx, sock, s.opts.Exports, peerOf(sock))
+	h := newHandshake(ctx, sock, s.opts.Exports, peerOf(sock))
 	neg, err := h.run()
-	cancel()
 	if err != nil || neg == nil {
 		return err
 	}
@@ -224,7 +226,8 @@ func (s *Server) serve(ctx context.Context, ses *session) error {
 }
 
 // Shutdown stops accepting, ends handshakes, answers new requests with ESHUTDOWN, lets requests in flight finish and
-// be answered until ctx ends, then closes all connections and waits for their goroutines.
+// be answered until ctx ends, then closes all connections and waits for their goroutines. One whose target does not
+// return from Submit even then is left behind, with an error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closing = true
@@ -234,6 +237,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	var open []*conn
 	for ses := range s.conns {
 		if ses.conn == nil {
+			ses.cancel()
 			ses.sock.Close()
 			continue
 		}
@@ -255,9 +259,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, c := range open {
 		c.abandon()
 	}
-	<-done
-	return context.Cause(ctx)
+	select {
+	case <-done:
+		return context.Cause(ctx)
+	case <-time.After(abandonTime):
+		return fmt.Errorf("nbd: %d connections are stuck in their targets: %w", s.Conns(), context.Cause(ctx))
+	}
 }
+
+// abandonTime is what closing a connection may take that waits for nothing.
+const abandonTime = time.Second
 
 func peerOf(sock net.Conn) Peer {
 	p := Peer{Addr: sock.RemoteAddr()}
