@@ -143,14 +143,8 @@ func (g *Group) announceStep(recs []record.Record) error {
 // inTable says whether the row that holds the sequence is the record's own: an older epoch is right below its cut and
 // wrong beyond it.
 func inTable(table record.Table, r *record.Record) bool {
-	for i := len(table) - 1; i >= 0; i-- {
-		row := &table[i]
-		if r.Seq < row.First || row.Closed && row.Last < row.First {
-			continue
-		}
-		return row.Epoch == r.Epoch && row.Incarnation == r.Incarnation && (!row.Closed || r.Seq <= row.Last)
-	}
-	return false
+	row, ok := table.At(r.Seq)
+	return ok && row.Epoch == r.Epoch && row.Incarnation == r.Incarnation
 }
 
 func (g *Group) applyRun(recs []record.Record) {

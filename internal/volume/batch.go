@@ -10,14 +10,14 @@ import (
 
 // batch is the scratch of one Submit: the writes on their way through the commit, in submit order, and the rest.
 type batch struct {
-	reqs   []*block.Request // writes, zeros, trims
-	recs   []record.Record  // the same, as records
-	redone []*block.Request // replays of writes that have been done
-	rest   []*block.Request // flushes, reads, …
-	want   []int64          // absent regions that the writes touch
-	waits  int              // FUA writes and flushes of the batch
-	total  int              // requests of the batch
-	waiting int             // those of waits that the log was not durable for
+	reqs    []*block.Request // writes, zeros, trims
+	recs    []record.Record  // the same, as records
+	redone  []*block.Request // replays of writes that have been done
+	rest    []*block.Request // flushes, reads, …
+	want    []int64          // absent regions that the writes touch
+	waits   int              // FUA writes and flushes of the batch
+	total   int              // requests of the batch
+	waiting int              // those of waits that the log was not durable for
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"gantline/internal/block"
 	"gantline/internal/record"
@@ -14,20 +15,23 @@ type extentRef struct {
 	length uint32
 	volume record.VolumeNumber
 	op     record.Op
+	total  uint64        // bytes of all records up to this one
+	at     time.Duration // when it was seen, since began
 }
+
+// began is where this process's own clock starts: lag must not follow jumps of the wall clock.
+var began = time.Now()
 
 const (
 	maxRecent  = 1 << 16 // records kept in memory for subscribers, besides the bound of their bytes
-	maxExtents = 1 << 20 // extentRefs; older ones are read from the log when they are needed
+	maxExtents = 1 << 19 // extentRefs; older ones are read from the log when they are needed
 )
 
 // commit numbers and appends the writes of one Submit and answers them. The submitting goroutine does it all; writes of
 // concurrent submitters are ordered by who gets the commit mutex first.
 func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 	b.build(m)
-	if p.mode == ModeMigrating {
-		m.admitAbsent(p, b)
-	}
+	m.admitAbsent(p, b)
 	g.waitRoom()
 
 	g.mu.Lock()
@@ -181,7 +185,7 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	if errors.Is(err, ErrFull) && errors.Is(err, ErrSourceAway) {
 		return 0, fmt.Errorf("%w: %w", block.ErrIO, err)
 	}
-	if errors.Is(err, ErrFull) && len(recs) > 1 {
+	if tooMuch := errors.Is(err, ErrFull) || errors.Is(err, ErrTooLarge); tooMuch && len(recs) > 1 {
 		half := len(recs) / 2
 		n, err := g.appendLocked(recs[:half])
 		if err != nil || n < half {
@@ -189,9 +193,8 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 		}
 		n, err = g.appendLocked(recs[half:])
 		return half + n, err
-	}
-	if errors.Is(err, ErrFull) {
-		return 0, fmt.Errorf("%w: the record is larger than the log can hold", block.ErrNoSpace)
+	} else if tooMuch {
+		return 0, fmt.Errorf("%w: the record is larger than the log can hold: %w", block.ErrNoSpace, err)
 	}
 	if err != nil {
 		return 0, g.hostError(g.fail(fmt.Errorf("appending to the log: %w", err)))
@@ -275,9 +278,10 @@ func (m *member) insert(r *record.Record) int64 {
 func (g *Group) remember(recs []record.Record) {
 	g.recentMu.Lock()
 	defer g.recentMu.Unlock()
+	now := time.Since(began)
 	for i := range recs {
 		r := &recs[i]
-		g.extents.push(r.Seq, extentRef{off: int64(r.Offset), length: r.Length, volume: r.Volume, op: r.Op})
+		g.noteExtent(r, now)
 		if g.recent.n == maxRecent || g.recent.n > 0 && r.Seq != g.recent.next() {
 			g.forgetRecent(g.recent.first)
 		}
@@ -290,6 +294,13 @@ func (g *Group) remember(recs []record.Record) {
 			g.forgetRecent(g.recent.first)
 		}
 	}
+}
+
+// noteExtent lists what a record touches, under recentMu.
+func (g *Group) noteExtent(r *record.Record, now time.Duration) {
+	g.totalBytes += uint64(r.Length)
+	e := extentRef{off: int64(r.Offset), length: r.Length, volume: r.Volume, op: r.Op, total: g.totalBytes, at: now}
+	g.extents.push(r.Seq, e)
 }
 
 // forgetRecent drops the recent records up to and including seq.

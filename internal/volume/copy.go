@@ -297,21 +297,35 @@ func (s *Subscriber) ackCopies() {
 }
 
 // BeginStep puts a suspended subscriber back into the stream: from the record it appends on it gets everything. With
-// atOnce what follows is applied as it comes, at the price of an inconsistent image until the end.
+// atOnce what follows is applied as it comes, at the price of an inconsistent image until the end. A step that is under
+// way is given up, what it has brought is marked again, and another begun, unless its end has been appended already.
 func (s *Subscriber) BeginStep(atOnce bool) (record.Seq, error) {
-	rec := record.Record{Op: record.OpBegin}
+	rec := record.Record{Op: record.OpBegin, Time: time.Now().UnixNano()}
 	if atOnce {
 		rec.Flags = record.FlagAtOnce
+	}
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if begin, end, ok := s.step(); ok && end != 0 {
+		return begin, nil
+	} else if ok {
+		s.cutOff("the resync begins anew")
 	}
 	if s.State() != SubSuspended {
 		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
 	}
-	return s.g.appendControl(rec, func(seq record.Seq) {
+	return s.g.controlLocked(rec, func(seq record.Seq) {
 		s.mu.Lock()
 		s.begin, s.end, s.acked = seq, 0, seq-1
 		s.mu.Unlock()
 		s.setState(SubResyncing, "resync")
 	})
+}
+
+func (s *Subscriber) step() (begin, end record.Seq, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.begin, s.end, s.State() == SubResyncing
 }
 
 // EndStep ends the step; refused while a mark is left that is not on its way. The subscriber is streaming again once it
@@ -320,8 +334,11 @@ func (s *Subscriber) EndStep(ctx context.Context) (record.Seq, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if s.State() != SubResyncing {
+	_, end, ok := s.step()
+	if !ok {
 		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
+	} else if end != 0 {
+		return end, nil
 	}
 	for n, b := range s.volumes() {
 		if left := b.Left(); left > 0 {
@@ -355,15 +372,12 @@ func (s *Subscriber) finishStep() {
 
 // MarkData marks all data of a volume for an initial copy. Its holes are told to the subscriber by trim records, so
 // that nothing old shows through there.
-func (s *Subscriber) MarkData(ctx context.Context, n record.VolumeNumber) error {
+func (s *Subscriber) MarkData(n record.VolumeNumber) error {
 	m, b := s.g.member(n), s.volumes()[n]
 	if m == nil || b == nil {
 		return fmt.Errorf("%w: %d at subscriber %s", ErrUnknownVolume, n, s.name)
 	}
 	for off := int64(0); off < m.vol.size; off += holePiece {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
 		length := min(holePiece, m.vol.size-off)
 		err := s.markPiece(m, off, length)
 		if errors.Is(err, errHit) {
@@ -481,8 +495,11 @@ func (s *Subscriber) awaitCopies(ctx context.Context) (left bool, err error) {
 }
 
 // CopyProgress is of the marks of all volumes, in bytes.
-func (s *Subscriber) CopyProgress() (total, left int64) {
-	left = 0
+type CopyProgress struct{ Total, Done, Left int64 }
+
+// CopyProgress of the copy under way, or the last.
+func (s *Subscriber) CopyProgress() CopyProgress {
+	left := int64(0)
 	for _, b := range s.volumes() {
 		b.mu.Lock()
 		left += max(0, b.marks.Count()-int64(len(b.collected))) * s.cfg.BlockSize
@@ -490,5 +507,6 @@ func (s *Subscriber) CopyProgress() (total, left int64) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(s.copyTotal, left), left
+	total := max(s.copyTotal, left)
+	return CopyProgress{Total: total, Done: total - left, Left: left}
 }

@@ -5,6 +5,9 @@ import "errors"
 var (
 	// ErrFull: the log has no room for the append and has changed nothing. A Log's adapter wraps it.
 	ErrFull = errors.New("log is full")
+	// ErrTooLarge: the records are more than the log can ever take at once; it has changed nothing. A Log's adapter
+	// wraps it.
+	ErrTooLarge = errors.New("records exceed the log's limits")
 	// ErrTrimmed: the records asked for have been freed. A Log's adapter wraps it.
 	ErrTrimmed = errors.New("records have been trimmed")
 	// ErrGap: the records do not continue what has been applied.

@@ -116,6 +116,7 @@ type Group struct {
 	recent      seqRing[record.Record]
 	recentBytes int64
 	extents     seqRing[extentRef]
+	totalBytes  uint64
 
 	metaStore
 	syncer

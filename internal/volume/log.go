@@ -10,15 +10,15 @@ type Cursors struct{ Trimmed, Durable, Appended record.Seq }
 // A failed Append (but for ErrFull) or Sync ends the use of the log: all later calls fail until it is opened anew.
 type Log interface {
 	// Append adds records numbered Appended()+1 on, inside the open row. Data is not needed after the return. An error
-	// that is ErrFull has changed nothing.
+	// that is ErrFull or ErrTooLarge has changed nothing.
 	Append(recs []record.Record) error
 	// AppendAfterGap is Append for a receiver: a leading OpBegin may leave a gap.
 	AppendAfterGap(recs []record.Record) error
 	// Sync makes durable all that was appended before the call and returns the durable cursor. Callers that come while
 	// one runs share the next.
 	Sync() (record.Seq, error)
-	// Read returns records from `from` on in order, at least one if there is one, at most maxRecords and, beyond the
-	// first, maxBytes of data. ErrTrimmed: `from` has been freed.
+	// Read returns records from `from` on in order, at least one, at most maxRecords and, beyond the first, maxBytes of
+	// data; beginning in a gap it begins behind it. ErrTrimmed: `from` has been freed.
 	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)
 	// Trim frees all records up to and including upTo; durable when it returns.
 	Trim(upTo record.Seq) error

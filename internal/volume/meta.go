@@ -27,6 +27,8 @@ type meta struct {
 	Applied    record.Seq            `json:"applied"`    // follower: the devices may hold records up to it
 	Following  bool                  `json:"following"`
 	Subs       map[string]metaSub    `json:"subscribers,omitempty"`
+	Filling    []record.VolumeNumber `json:"filling,omitempty"`  // have absent regions
+	Adopting   record.Seq            `json:"adopting,omitempty"` // the log is about to begin anew behind it
 	Removed    []record.VolumeNumber `json:"removed,omitempty"`
 
 	done []byte
@@ -48,8 +50,17 @@ func (g *Group) saveMeta(change func(m *meta)) error {
 	defer g.metaMu.Unlock()
 	m := g.meta
 	m.Subs = maps.Clone(m.Subs)
+	if m.Subs == nil {
+		m.Subs = map[string]metaSub{}
+	}
 	for _, s := range *g.subs.Load() {
 		m.Subs[s.name] = s.forMeta()
+	}
+	m.Filling = nil
+	for _, mem := range g.each() {
+		if mem.blind.Load() || mem.vol.presence.Load() != nil {
+			m.Filling = append(m.Filling, mem.number)
+		}
 	}
 	change(&m)
 	b, err := m.encode()
@@ -68,6 +79,12 @@ func (g *Group) mayHaveApplied() record.Seq {
 	g.metaMu.Lock()
 	defer g.metaMu.Unlock()
 	return g.meta.Applied
+}
+
+// adopted is what holds once the log has begun anew behind base.
+func (m *meta) adopted(base record.Seq) {
+	m.Checkpoint, m.Applied, m.Following, m.Adopting = base, base, false, 0
+	m.Subs = nil
 }
 
 func (m *meta) encode() ([]byte, error) {

@@ -20,7 +20,8 @@ const (
 // ever on a device that the log could lose. A follower replays as far as its devices may have been; what lies above is
 // Apply's. A trailing fence leaves the group sealed.
 //
-// The members must serve nobody yet. A member that has absent regions must have had SetPresence called.
+// The members must serve nobody yet. A member that was being filled from the source of a move when the log was closed
+// stays blind until SetPresence is called again: nothing is written to its device, and nothing read from it.
 func Open(cfg Config) (*Group, error) {
 	cfg.defaults()
 	g := &Group{cfg: cfg, log: cfg.Log, done: newDoneTable(), failed: make(chan struct{})}
@@ -43,6 +44,9 @@ func Open(cfg Config) (*Group, error) {
 			m.vol.member.CompareAndSwap(m, nil)
 		}
 		return nil, fmt.Errorf("recovering group %s: %w", cfg.Name, err)
+	}
+	if err := g.saveMeta(func(*meta) {}); err != nil {
+		return nil, err
 	}
 	return g, nil
 }
@@ -67,6 +71,8 @@ func (g *Group) attach(m Member, all map[record.VolumeNumber]*member) error {
 	mem.unflushed.Store(true)
 	if p := m.Volume.presence.Load(); p != nil {
 		mem.cache.splitAt(p.region)
+	} else if slices.Contains(g.meta.Filling, m.Number) {
+		mem.blind.Store(true)
 	}
 	if !m.Volume.member.CompareAndSwap(nil, mem) {
 		return fmt.Errorf("%w: volume %s is a member already", ErrBusy, m.Volume.name)
@@ -81,6 +87,10 @@ func (g *Group) recover() error {
 		return fmt.Errorf("%w: %w", ErrMeta, err)
 	}
 	c := g.log.Cursors()
+	if base := g.meta.Adopting; base != 0 && c.Trimmed == base && c.Appended == base {
+		g.meta.adopted(base)
+	}
+	g.meta.Adopting = 0
 	g.ckpt = max(g.meta.Checkpoint, c.Trimmed)
 	upTo := c.Appended
 	if g.meta.Following {
@@ -143,6 +153,9 @@ func (g *Group) replayOne(r *record.Record) error {
 		g.done.set(r.Session, r.Request, 0)
 		g.done.mu.Unlock()
 	}
+	g.recentMu.Lock()
+	g.noteExtent(r, time.Since(began))
+	g.recentMu.Unlock()
 	if r.Op == record.OpFence {
 		return g.replayFence(r)
 	}

@@ -18,8 +18,9 @@ import (
 
 // Bitmap is what volume needs of block.Bitmap: bits that a Flush makes durable. Safe for concurrent use.
 type Bitmap interface {
-	Set(bit int64)
-	Clear(bit int64)
+	Set(bit int64) (changed bool)
+	SetRange(first, n int64) (changed int64)
+	Clear(bit int64) (changed bool)
 	Test(bit int64) bool
 	Count() int64
 	Bits() int64
@@ -77,6 +78,9 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	if cfg.Region <= 0 || cfg.Region%4096 != 0 || cfg.Fetch == nil || cfg.Map == nil {
 		return fmt.Errorf("volume %s: regions of %d bytes, a map and a fetcher are needed", v.name, cfg.Region)
 	}
+	if old := v.presence.Load(); old != nil && old.cfg.Map == cfg.Map && old.region == cfg.Region {
+		return nil
+	}
 	total := (v.size + cfg.Region - 1) / cfg.Region
 	if cfg.Map.Bits() != total {
 		return fmt.Errorf("volume %s: the map has %d regions, the volume %d", v.name, cfg.Map.Bits(), total)
@@ -100,7 +104,12 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	if !v.presence.CompareAndSwap(nil, p) {
 		return fmt.Errorf("%w: volume %s is the target of a move already", ErrBusy, v.name)
 	}
-	return nil
+	if m == nil {
+		return nil // Open notes it
+	}
+	m.blind.Store(false)
+	m.group.kickRound()
+	return m.group.saveMeta(func(*meta) {})
 }
 
 // ClearPresence ends that; refused while a region is absent or not durable.
@@ -112,10 +121,11 @@ func (v *Volume) ClearPresence() error {
 	if n := p.cfg.Map.Count(); n != p.total {
 		return fmt.Errorf("%w: volume %s has %d of %d regions", ErrBusy, v.name, n, p.total)
 	}
+	v.presence.CompareAndSwap(p, nil)
 	if m := v.member.Load(); m != nil {
 		m.cache.splitAt(0)
+		return m.group.saveMeta(func(*meta) {})
 	}
-	v.presence.CompareAndSwap(p, nil)
 	return nil
 }
 
@@ -254,9 +264,12 @@ func (g *Group) freshRegions() bool {
 }
 
 // absence returns what says whether the region of an offset is absent.
-func (v *Volume) absence() func(off int64) bool {
-	p := v.presence.Load()
-	if p == nil {
+func (m *member) absence() func(off int64) bool {
+	p := m.vol.presence.Load()
+	switch {
+	case m.blind.Load():
+		return func(int64) bool { return true }
+	case p == nil:
 		return func(int64) bool { return false }
 	}
 	return func(off int64) bool { return !p.has(off / p.region) }
@@ -287,6 +300,11 @@ func (p *presence) absentExtents(off, end int64) []block.Extent {
 // answered with an error. While what is postponed has used up its part of cache or log they wait for their regions.
 func (m *member) admitAbsent(p *period, b *batch) {
 	pr := m.vol.presence.Load()
+	if m.blind.Load() {
+		m.vol.refuse(p, b.reqs, fmt.Errorf("%w: %w", block.ErrIO, ErrSourceAway))
+		b.reqs, b.recs = b.reqs[:0], b.recs[:0]
+		return
+	}
 	if pr == nil || pr.Left() == 0 {
 		return
 	}
@@ -374,7 +392,7 @@ func (g *Group) fetchPostponed(ctx context.Context) error {
 		if p == nil {
 			continue
 		}
-		absent := m.vol.absence()
+		absent := m.absence()
 		var regions []int64
 		for _, s := range m.cache.snapshot(nil) {
 			if absent(s.off) {

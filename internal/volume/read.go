@@ -37,7 +37,7 @@ func (v *Volume) readNow(m *member, p []byte, off int64) bool {
 	end := off + int64(len(p))
 	if m != nil {
 		pins = m.cache.pin(pins, off, end)
-		if !covered(pins, off, end) && v.firstAbsent(pins, off, end) >= 0 {
+		if !covered(pins, off, end) && (m.blind.Load() || v.firstAbsent(pins, off, end) >= 0) {
 			return false
 		}
 	}
@@ -57,6 +57,9 @@ func (v *Volume) readImage(ctx context.Context, m *member, p []byte, off int64) 
 			pins = m.cache.pin(nil, off, end)
 		}
 		if !covered(pins, off, end) {
+			if m != nil && m.blind.Load() {
+				return fmt.Errorf("%w: %w", block.ErrIO, ErrSourceAway)
+			}
 			if region := v.firstAbsent(pins, off, end); region >= 0 {
 				if err := v.presence.Load().wait(ctx, region); err != nil {
 					return err

@@ -105,12 +105,16 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 	if g.cached.Load() > 0 {
 		return fmt.Errorf("%w: group %s has writes for absent regions", ErrBusy, g.cfg.Name)
 	}
+	// Reset does not touch the blob: it says beforehand what a restart in between must make of the new log.
+	if err := g.saveMeta(func(m *meta) { m.Adopting, m.done = base, fresh.encode(maxDoneBytes) }); err != nil {
+		return err
+	}
 	if err := g.log.Reset(base, table); err != nil {
 		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
 	}
 	g.done.replace(fresh)
 	err := g.saveMeta(func(m *meta) {
-		m.Checkpoint, m.Applied, m.Following = base, base, false
+		m.adopted(base)
 		m.done = g.done.encode(maxDoneBytes)
 	})
 	if err != nil {
@@ -201,6 +205,10 @@ func (g *Group) appendControl(r record.Record, then func(record.Seq)) (record.Se
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.controlLocked(r, then)
+}
+
+func (g *Group) controlLocked(r record.Record, then func(record.Seq)) (record.Seq, error) {
 	if err := g.Err(); err != nil {
 		return 0, err
 	}

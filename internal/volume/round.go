@@ -27,7 +27,7 @@ type writeBack struct {
 	rounds    sync.Mutex // one round or checkpoint at a time
 	scratch   []segment
 	bufs      [][]byte
-	roundTip    record.Seq // T of the last round
+	roundTip  record.Seq // T of the last round
 	postponed record.Seq // lowest sequence postponed by it, 0: none
 	ckpt      record.Seq // all records up to it are flushed on the devices
 	ckptAt    time.Time
@@ -149,7 +149,7 @@ func (g *Group) allowOnDevice(seq record.Seq) error {
 // writeOut writes segments, in order, those of present regions, and takes them out of the cache. It returns the lowest
 // sequence and the bytes of the others.
 func (m *member) writeOut(segs []segment) (low record.Seq, bytes int64, err error) {
-	absent := m.vol.absence()
+	absent := m.absence()
 	for i := 0; i < len(segs); {
 		if absent(segs[i].off) {
 			if low == 0 || segs[i].seq < low {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gantline/internal/record"
 )
@@ -80,7 +81,7 @@ type Subscriber struct {
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
 	blocks    atomic.Pointer[map[record.VolumeNumber]*blocks]
-	cutting   bool // marks are being set for all that is not acknowledged: acknowledgements clear none any more
+	cutting   bool  // marks are being set for all that is not acknowledged: acknowledgements clear none any more
 	copyTotal int64 // marks when the copy began
 
 	events  []SubscriberEvent
@@ -167,8 +168,8 @@ func (g *Group) Unsubscribe(name string) error {
 	return g.saveMeta(func(m *meta) { delete(m.Subs, name) })
 }
 
-// AddVolume makes the subscriber one for a volume that has joined the group since. Nothing is marked by it.
-func (s *Subscriber) AddVolume(n record.VolumeNumber, changed Bitmap) error {
+// AddMap makes the subscriber one for a volume that has joined the group since. Nothing is marked by it.
+func (s *Subscriber) AddMap(n record.VolumeNumber, changed Bitmap) error {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
 	grown := maps.Clone(s.volumes())
@@ -488,16 +489,18 @@ func (s *Subscriber) markExtent(op record.Op, n record.VolumeNumber, off, length
 	if b == nil || length == 0 {
 		return // not a volume that is copied to this subscriber
 	}
-	for bit := off / s.cfg.BlockSize; bit*s.cfg.BlockSize < off+length && bit < b.marks.Bits(); bit++ {
-		b.marks.Set(bit)
+	first := off / s.cfg.BlockSize
+	last := min((off+length-1)/s.cfg.BlockSize, b.marks.Bits()-1)
+	if first == last {
+		b.marks.Set(first)
+	} else if first < last {
+		b.marks.SetRange(first, last-first+1)
 	}
 }
 
 func (s *Subscriber) markAll() {
 	for _, b := range s.volumes() {
-		for bit := range b.marks.Bits() {
-			b.marks.Set(bit)
-		}
+		b.marks.SetRange(0, b.marks.Bits())
 	}
 }
 
@@ -507,9 +510,7 @@ func (s *Subscriber) MarkAll(n record.VolumeNumber) error {
 	if b == nil {
 		return fmt.Errorf("%w: %d at subscriber %s", ErrUnknownVolume, n, s.name)
 	}
-	for bit := range b.marks.Bits() {
-		b.marks.Set(bit)
-	}
+	b.marks.SetRange(0, b.marks.Bits())
 	return b.marks.Flush()
 }
 
@@ -521,6 +522,34 @@ func (s *Subscriber) flushMaps() error {
 		}
 	}
 	return nil
+}
+
+// Lag is how far the subscriber is behind.
+type Lag struct {
+	Writes int64
+	Bytes  int64
+	Age    time.Duration // of the oldest record that it has not applied, by this process's own clock
+}
+
+// Lag of a subscriber in the stream.
+func (s *Subscriber) Lag() Lag {
+	_, _, applied := s.Cursor()
+	tip := s.g.Tip()
+	if applied >= tip {
+		return Lag{}
+	}
+	s.g.recentMu.Lock()
+	defer s.g.recentMu.Unlock()
+	q := &s.g.extents
+	if q.n == 0 {
+		return Lag{Writes: int64(tip - applied)}
+	}
+	oldest := q.at(max(applied+1, q.first))
+	return Lag{
+		Writes: int64(tip - applied),
+		Bytes:  int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length),
+		Age:    time.Since(began) - oldest.at,
+	}
 }
 
 // ChangedBytes is what the subscriber lacks besides the stream.

@@ -47,6 +47,7 @@ type member struct {
 	cache  *cache
 
 	unflushed atomic.Bool // device writes since the last device flush
+	blind     atomic.Bool // has absent regions, and SetPresence has not told yet which
 }
 
 // NewVolume makes a volume of a device, which stays the caller's to close after Close.
