@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for the time given: scripts/fuzz.sh 30s. What it finds is kept under testdata/fuzz.
+# Runs every fuzz target for the time given, scripts/fuzz.sh 30s, or for so many inputs, scripts/fuzz.sh 1000x. What it
+# finds is kept under testdata/fuzz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 time=${1:?usage: scripts/fuzz.sh TIME}
