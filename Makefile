@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
 
-# A service account may have no HOME; Go then has no place for its caches.
+# A service account may have no HOME; Go then has no place for its caches. The underscore keeps ./... out of there.
 ifeq ($(strip $(HOME)),)
-export HOME := $(CURDIR)/build/home
+export HOME := $(CURDIR)/build/_home
 endif
 
 # A clone owned by another user or a source archive has no usable version control data; a build must not fail for that.
@@ -77,4 +77,5 @@ lint:
 	scripts/lint.sh
 
 clean:
+	[ ! -d build ] || chmod -R u+w build # Go's module cache is read-only
 	rm -rf bin build
