@@ -16,6 +16,13 @@
 // left to a goroutine of the connection. A peer that does not read its replies therefore stalls nobody but itself: its
 // replies count as in flight until they are written, and at the limit its requests are no longer read.
 //
+// Sockets are read through the runtime's poller. Blocking reads in a thread per connection, and polling for 200 µs
+// before parking, were tried at depth 1 and 32 on two busy cores: neither cost less processor time per request. Three
+// quarters of depth 1 is the kernel waking and switching threads.
+//
+// Limits: see Options; a connection holds at most MaxBytes of data in flight and MaxRequests requests, so the server
+// holds at most MaxConns times that.
+//
 // A goroutine that completes many requests in a row should bracket them with Cork and Uncork of their Completer (see
 // Corker); otherwise each of its completions may cost one system call.
 package nbd

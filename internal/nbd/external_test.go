@@ -21,6 +21,7 @@ func tool(t *testing.T, name string, args ...string) string {
 		t.Fatalf("%s is missing: apt-get install libnbd-bin qemu-utils fio (%v)", name, err)
 	}
 	cmd := exec.Command(path, args...)
+	cmd.Dir = t.TempDir() // fio leaves its state behind
 	cmd.WaitDelay = time.Second
 	timer := time.AfterFunc(90*time.Second, func() { cmd.Process.Kill() })
 	defer timer.Stop()

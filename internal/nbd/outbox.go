@@ -15,7 +15,7 @@ type Corker interface {
 
 const (
 	// corkLimit bounds how long a cork holds back what is queued.
-	corkLimit = 2 * time.Millisecond
+	corkLimit = time.Millisecond
 	// foreignRounds bounds how many system calls a goroutine makes for what others keep adding to the queue.
 	foreignRounds = 4
 	// batchItems and batchBytes bound what is encoded for one system call.

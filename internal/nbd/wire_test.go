@@ -243,9 +243,7 @@ func TestHandshakeEndsAtOnceForNonsense(t *testing.T) {
 
 func TestMalformedRequests(t *testing.T) {
 	m := newMemory(64 << 20)
-	all := oneExport(64<<20, m)
-	all["ro"] = Export{Size: 4096, Target: m, ReadOnly: true}
-	r := newRig(t, "unix", Options{}, all)
+	r := newRig(t, "unix", Options{}, oneExport(64<<20, m))
 	p := r.peer(t).begin("a", true)
 	for i, x := range []struct {
 		what        string
@@ -293,6 +291,13 @@ func TestMalformedRequests(t *testing.T) {
 	if cookie, no, _ := p.answer(); cookie != 8 || no != 0 {
 		t.Errorf("after all that: %d, %d", cookie, no)
 	}
+}
+
+func TestRefusedConnectionsAndExports(t *testing.T) {
+	m := newMemory(4096)
+	all := oneExport(4096, m)
+	all["ro"] = Export{Size: 4096, Target: m, ReadOnly: true}
+	r := newRig(t, "unix", Options{}, all)
 	ro := r.peer(t).begin("ro", true)
 	for _, kind := range []uint16{cmdWrite, cmdTrim, cmdWriteZeroes} {
 		ro.request(0, kind, 1, 0, 4)
