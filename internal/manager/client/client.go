@@ -159,8 +159,8 @@ func readError(resp *http.Response) error {
 	return control.Errorf(control.KindFailed, "the manager answered %s: %.200s", resp.Status, body)
 }
 
-// NodeSync registers a node, or says that it is still there.
-func (c *Client) NodeSync(ctx context.Context, r control.NodeReport) (control.NodeSyncReply, error) {
+// SyncNode registers a node, or says that it is still there.
+func (c *Client) SyncNode(ctx context.Context, r control.NodeReport) (control.NodeSyncReply, error) {
 	var out control.NodeSyncReply
 	err := c.Do(ctx, http.MethodPost, fmt.Sprintf(control.PathNodeSync, r.Node.Name), r, &out)
 	return out, err
