@@ -144,10 +144,14 @@ func (s *Session) dial(id linkID) {
 	ctx, cancel := context.WithTimeout(s.ctx, dialTimeout)
 	l := &link{s: s, id: id, route: s.core.route, cancel: cancel}
 	s.links[id] = l
+	from := s.floor + 1
+	for from <= s.next && s.slot(from).req.Load() == nil {
+		from++
+	}
 	s.work.Go(func() {
 		defer cancel()
 		client, err := wire.DialIO(ctx, l.route.Address, s.cfg.Self,
-			wire.IOParams{Volume: l.route.Volume, Session: s.id, Epoch: l.route.Epoch, ReadOnly: s.cfg.ReadOnly},
+			wire.IOParams{Volume: l.route.Volume, Session: s.id, From: from, Epoch: l.route.Epoch, ReadOnly: s.cfg.ReadOnly},
 			wire.IOClientHooks{Done: l.done, Lost: l.lost})
 		s.dialed(l, client, err)
 	})

@@ -47,7 +47,7 @@ func startNode(t *testing.T, n *fakeNode, addr string) *fakeNode {
 		t.Fatal(err)
 	}
 	n.t, n.addr = t, ln.Addr().String()
-	n.sessions = wire.NewSessions(wire.SessionLimits{Silence: 300 * time.Millisecond}, nil)
+	n.sessions = wire.NewSessions(wire.SessionLimits{Silence: time.Second}, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	srv := wire.NewServer(wire.Handlers{IO: n.serve}, wire.Limits{})
@@ -285,7 +285,7 @@ func TestMovedAtHelloAndBackAgain(t *testing.T) {
 	})
 	h.send(3)
 	h.wantAll(nil)
-	time.Sleep(400 * time.Millisecond)
+	time.Sleep(1200 * time.Millisecond)
 	b.set(func() { b.answer, b.epoch = nil, 4 })
 	h.s.Switch(b.route(4), Finish)
 	h.send(3)
@@ -375,12 +375,13 @@ func TestSwitchError(t *testing.T) {
 	h.wantAll(block.ErrIO)
 	h.send(10)
 	eventually(t, func() bool { return h.answered() == 20 }, static("nothing goes on"))
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for tag := uint64(11); tag <= 20; tag++ {
 		if h.errs[tag] != nil {
 			t.Fatalf("request %d: %v", tag, h.errs[tag])
 		}
 	}
-	a.release(nil)
 }
 
 func TestAnOlderEpochSwitchesNothing(t *testing.T) {
@@ -413,12 +414,14 @@ func TestANodeThatIsNotReadyIsAskedAgain(t *testing.T) {
 	for _, not := range []error{block.ErrShutdown, wire.ErrStale, &block.MovedError{Epoch: 1}} {
 		a := newNode(t, 1)
 		left := 3
-		a.answer = func(*block.Request) error {
-			if left--; left >= 0 {
-				return not
+		a.set(func() {
+			a.answer = func(*block.Request) error {
+				if left--; left >= 0 {
+					return not
+				}
+				return nil
 			}
-			return nil
-		}
+		})
 		h := newHost(t, Config{Route: a.route(1)})
 		h.send(2)
 		h.wantAll(nil)
@@ -521,4 +524,24 @@ func TestLoadThroughCutsAndSwitches(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests, %d at a, %d at b", h.sent, len(a.seen), len(b.seen))
+}
+
+// A connection is lost, the volume moves away, and later it comes back: by then the node has ended the session. There
+// is nothing it could replay, so the host keeps its connection.
+func TestAVolumeMayComeBackToANodeThatLostTheSession(t *testing.T) {
+	a, b := newNode(t, 1), newNode(t, 1)
+	h := newHost(t, Config{Route: a.route(1)})
+	h.send(3)
+	h.wantAll(nil)
+	b.set(func() { b.hold = true })
+	a.cut()
+	h.s.Switch(b.route(1), Finish)
+	h.send(3)
+	eventually(t, func() bool { return b.count() == 3 }, static("nothing at b"))
+	b.release(nil)
+	h.wantAll(nil)
+	time.Sleep(1300 * time.Millisecond) // a has ended the session
+	h.s.Switch(a.route(1), Finish)
+	h.send(3)
+	h.wantAll(nil)
 }

@@ -77,7 +77,7 @@ func do(t testing.TB, target block.Target, r *block.Request) *block.Request {
 	}
 }
 
-func serveIO(t testing.TB, target block.Target, hooks IOHooks) (string, *Sessions) {
+func serveIOAt(t testing.TB, target block.Target, hooks IOHooks) (string, *Sessions) {
 	ss := NewSessions(SessionLimits{Silence: 200 * time.Millisecond}, nil)
 	return serve(t, Handlers{IO: func(ctx context.Context, in *Incoming) error {
 		var p IOParams
@@ -93,7 +93,7 @@ func TestIOAnswersOutOfOrderAndKeepsBytes(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	m := &memory{data: make([]byte, 1<<20), late: func(r *block.Request) bool { return r.Number%3 == 0 }}
-	addr, _ := serveIO(t, m, IOHooks{Epoch: func() uint64 { return 7 }})
+	addr, _ := serveIOAt(t, m, IOHooks{Epoch: func() uint64 { return 7 }})
 	c, err := DialIO(t.Context(), addr, Hello{Name: "g"}, IOParams{Volume: "v", Session: 5}, IOClientHooks{})
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestIOErrorsKeepTheirKindAndText(t *testing.T) {
 		}
 		return fmt.Errorf("device x: %w", errs[r.Offset]), true
 	}}
-	addr, _ := serveIO(t, m, IOHooks{})
+	addr, _ := serveIOAt(t, m, IOHooks{})
 	c, err := DialIO(t.Context(), addr, Hello{Name: "g"}, IOParams{Session: 5}, IOClientHooks{})
 	if err != nil {
 		t.Fatal(err)
@@ -176,7 +176,7 @@ func TestIOErrorsKeepTheirKindAndText(t *testing.T) {
 
 func TestIOAdmitRefusesAnUnknownEpoch(t *testing.T) {
 	m := &memory{data: make([]byte, 1<<20)}
-	addr, _ := serveIO(t, m, IOHooks{Admit: func(e uint64) error {
+	addr, _ := serveIOAt(t, m, IOHooks{Admit: func(e uint64) error {
 		if e > 3 {
 			return ErrStale
 		}
@@ -206,7 +206,7 @@ func TestIOLostRequestsComeBackInOrder(t *testing.T) {
 	block1 := make(chan struct{})
 	m.late = func(r *block.Request) bool { return true }
 	m.answer = func(r *block.Request) (error, bool) { <-block1; return nil, true }
-	addr, _ := serveIO(t, m, IOHooks{})
+	addr, _ := serveIOAt(t, m, IOHooks{})
 	lost := make(chan []*block.Request, 1)
 	c, err := DialIO(t.Context(), addr, Hello{}, IOParams{Session: 5}, IOClientHooks{
 		Lost: func(reqs []*block.Request, err error) { lost <- reqs }})
@@ -232,9 +232,10 @@ func TestIOLostRequestsComeBackInOrder(t *testing.T) {
 
 func TestSessionLivesThroughALossAndEndsInSilence(t *testing.T) {
 	m := &memory{data: make([]byte, 1<<20)}
-	addr, ss := serveIO(t, m, IOHooks{})
+	addr, ss := serveIOAt(t, m, IOHooks{})
+	from := uint64(1)
 	dial := func() (*IOClient, error) {
-		return DialIO(t.Context(), addr, Hello{}, IOParams{Session: 77}, IOClientHooks{})
+		return DialIO(t.Context(), addr, Hello{}, IOParams{Session: 77, From: from}, IOClientHooks{})
 	}
 	c, err := dial()
 	if err != nil {
@@ -252,14 +253,21 @@ func TestSessionLivesThroughALossAndEndsInSilence(t *testing.T) {
 	if c, err = dial(); err != nil {
 		t.Fatalf("after a bye: %v", err)
 	}
+	do(t, c, &block.Request{Op: block.OpFlush, Session: 77, Number: 9})
 	c.Close()
 	for ss.Live() != 1 {
 		time.Sleep(time.Millisecond)
 	}
 	time.Sleep(300 * time.Millisecond)
+	from = 9
 	if _, err = dial(); KindOf(err) != KindSession {
-		t.Fatalf("after silence: %v", err)
+		t.Fatalf("after silence, with what may be a replay: %v", err)
 	}
+	from = 10
+	if c, err = dial(); err != nil {
+		t.Fatalf("after silence, with nothing to replay: %v", err)
+	}
+	c.Close()
 }
 
 func TestSilentPeerIsGivenUpButNotWhileWeAreBusy(t *testing.T) {
@@ -372,7 +380,7 @@ func BenchmarkIO(b *testing.B) {
 }
 
 func benchIO(b *testing.B, depth int, op block.Op, size int) {
-	addr, _ := serveIO(b, null{}, IOHooks{})
+	addr, _ := serveIOAt(b, null{}, IOHooks{})
 	c, err := DialIO(b.Context(), addr, Hello{}, IOParams{Session: 5}, IOClientHooks{})
 	if err != nil {
 		b.Fatal(err)

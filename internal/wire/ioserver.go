@@ -15,7 +15,10 @@ type IOParams struct {
 	Volume string `json:"volume"` // name at the node
 	// Session identifies one host connection across reconnects and nodes; random, chosen by the gateway. 0: a
 	// connection without session, such as a relay's, whose requests bring their own.
-	Session  uint64 `json:"session"`
+	Session uint64 `json:"session"`
+	// From is the lowest number that may come over this connection: all below it are answered. A session that the
+	// node has ended is taken again if that lies above all the node has seen of it, since then nothing is replayed.
+	From     uint64 `json:"from"`
 	Epoch    uint64 `json:"epoch"` // as the client believes
 	ReadOnly bool   `json:"read_only"`
 }
@@ -58,8 +61,13 @@ const (
 // ServeIO serves requests on conn until it ends or ctx does, and returns when all requests it has submitted are
 // completed. Requests are submitted in the order they came, all that are in the buffer at once.
 func ServeIO(ctx context.Context, conn *Conn, target block.Target, hooks IOHooks) error {
+	return serveIO(ctx, conn, target, hooks, new(atomic.Uint64))
+}
+
+// serveIO notes in highest the greatest request number it has read.
+func serveIO(ctx context.Context, conn *Conn, target block.Target, hooks IOHooks, highest *atomic.Uint64) error {
 	defer conn.closeOn(ctx)()
-	s := &ioServer{conn: conn, target: target, hooks: hooks, base: time.Now()}
+	s := &ioServer{conn: conn, target: target, hooks: hooks, highest: highest, base: time.Now()}
 	s.room.L = &s.mu
 	err := s.read()
 	conn.fail(err)
@@ -76,6 +84,8 @@ type ioServer struct {
 	target block.Target
 	hooks  IOHooks
 	base   time.Time
+
+	highest *atomic.Uint64
 
 	corks    atomic.Int32
 	corkedAt atomic.Int64 // nanoseconds since base
@@ -166,6 +176,8 @@ func (s *ioServer) parse(body []byte) (*ioRequest, uint64, error) {
 	}
 	s.slab = s.slab[1:]
 	q.server, q.tag, q.Completer = s, tag, q
+	for old := s.highest.Load(); q.Number > old && !s.highest.CompareAndSwap(old, q.Number); old = s.highest.Load() {
+	}
 	q.bytes = int64(len(q.Data))
 	if q.Op == block.OpRead {
 		q.Data, q.bytes = s.buffer(int(q.Length)), q.Length

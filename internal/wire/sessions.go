@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gantline/internal/block"
@@ -18,23 +19,25 @@ type SessionLimits struct {
 }
 
 // Sessions knows which io sessions live and which have ended. A session survives the loss of its connection; it ends
-// when it has been silent for too long, and then its id is refused for good, because its requests in flight may have
-// been executed after the gateway was told otherwise. A session that says bye is forgotten instead: everything it
-// asked for has been answered, and it may come back, as it does when its volume moves here again.
+// when it has been silent for too long. From then on its id is refused to whoever might replay a request that this
+// node has seen: it may have been executed, and newer writes of others may stand where it would write again. A session
+// that has nothing of the kind left may come back, as it does when its volume moves here again; one that says bye is
+// forgotten, because everything it asked for has been answered.
 type Sessions struct {
 	limits SessionLimits
 	ended  func(id uint64)
 
 	mu    sync.Mutex
 	live  map[uint64]*liveSession
-	dead  map[uint64]struct{}
-	order []uint64 // of dead, oldest first from next on, a ring
+	dead  map[uint64]uint64 // ended id → highest request number seen of it
+	order []uint64          // of dead, oldest first from next on, a ring
 	next  int
 }
 
 type liveSession struct {
-	conn  *Conn     // nil: lost
-	until time.Time // conn is nil: when it ends
+	conn    *Conn     // nil: lost
+	until   time.Time // conn is nil: when it ends
+	highest *atomic.Uint64
 }
 
 // NewSessions makes a registry. ended, if not nil, is called without locks when a session has ended.
@@ -48,14 +51,16 @@ func NewSessions(l SessionLimits, ended func(id uint64)) *Sessions {
 	if l.Ended == 0 {
 		l.Ended = 65536
 	}
-	return &Sessions{limits: l, ended: ended, live: map[uint64]*liveSession{}, dead: map[uint64]struct{}{}}
+	return &Sessions{limits: l, ended: ended, live: map[uint64]*liveSession{}, dead: map[uint64]uint64{}}
 }
 
 // Serve attaches the connection to its session, answers the hello and serves requests until the connection ends and
 // they are completed.
 func (s *Sessions) Serve(ctx context.Context, in *Incoming, p IOParams, answer IOAnswer, target block.Target, hooks IOHooks) error {
+	highest := new(atomic.Uint64)
 	if p.Session != 0 {
-		if err := s.attach(p.Session, in.Conn); err != nil {
+		var err error
+		if highest, err = s.attach(p.Session, p.From, in.Conn); err != nil {
 			return err
 		}
 	}
@@ -64,7 +69,7 @@ func (s *Sessions) Serve(ctx context.Context, in *Incoming, p IOParams, answer I
 		// A session that is lost lives on while its requests drain, so that it can come back meanwhile.
 		stop := context.AfterFunc(connContext{in.Conn}, func() { s.detach(p.Session, in.Conn) })
 		defer stop()
-		err = ServeIO(ctx, in.Conn, target, hooks)
+		err = serveIO(ctx, in.Conn, target, hooks, highest)
 	}
 	s.detach(p.Session, in.Conn)
 	return err
@@ -83,23 +88,30 @@ func (c connContext) Err() error {
 }
 func (c connContext) Value(any) any { return nil }
 
-func (s *Sessions) attach(id uint64, c *Conn) error {
+func (s *Sessions) attach(id, from uint64, c *Conn) (*atomic.Uint64, error) {
 	s.expire(time.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, dead := s.dead[id]; dead {
-		return fmt.Errorf("session %x: %w", id, block.ErrSession)
+	highest := new(atomic.Uint64)
+	if seen, dead := s.dead[id]; dead {
+		if from <= seen {
+			return nil, fmt.Errorf("session %x: %w", id, block.ErrSession)
+		}
+		highest.Store(seen) // the id stays buried: if it ends again, bury only raises this
 	}
 	old := s.live[id]
 	switch {
 	case old == nil && len(s.live) >= s.limits.Live:
-		return &Error{Kind: KindUnavailable, Message: fmt.Sprintf("%d sessions are open, the most allowed", len(s.live))}
+		return nil, &Error{Kind: KindUnavailable, Message: fmt.Sprintf("%d sessions are open, the most allowed", len(s.live))}
 	case old != nil && old.conn != nil:
 		// The peer knows that its old connection is gone before we do.
 		old.conn.fail(errors.New("session continues on another connection"))
 	}
-	s.live[id] = &liveSession{conn: c}
-	return nil
+	if old != nil {
+		highest = old.highest
+	}
+	s.live[id] = &liveSession{conn: c, highest: highest}
+	return highest, nil
 }
 
 func (s *Sessions) detach(id uint64, c *Conn) {
@@ -136,7 +148,7 @@ func (s *Sessions) expire(now time.Time) {
 	for id, l := range s.live {
 		if l.conn == nil && now.After(l.until) {
 			delete(s.live, id)
-			s.bury(id)
+			s.bury(id, l.highest.Load())
 			gone = append(gone, id)
 		}
 	}
@@ -149,7 +161,11 @@ func (s *Sessions) expire(now time.Time) {
 }
 
 // bury remembers an ended id in place of the oldest. Needs the lock.
-func (s *Sessions) bury(id uint64) {
+func (s *Sessions) bury(id, highest uint64) {
+	if _, known := s.dead[id]; known {
+		s.dead[id] = highest
+		return
+	}
 	if len(s.order) < s.limits.Ended {
 		s.order = append(s.order, id)
 	} else {
@@ -157,7 +173,7 @@ func (s *Sessions) bury(id uint64) {
 		s.order[s.next] = id
 		s.next = (s.next + 1) % len(s.order)
 	}
-	s.dead[id] = struct{}{}
+	s.dead[id] = highest
 }
 
 // Live is the number of sessions that have not ended.
