@@ -125,14 +125,14 @@ func (s State) judge(id record.EpochID, table record.Table, have Having) (verdic
 		return verdict{}, refuse(ReasonProtocol, "%v", err)
 	}
 	v := verdict{next: s, keep: keep}
-	cur, any := s.current()
+	cur, some := s.current()
 	row, _ := table.Current()
 	switch src, valid := s.source(id); {
 	case valid && src.Last != 0 && row.Closed && row.Last != src.Last:
 		return verdict{}, refuse(ReasonSplitBrain, "epoch %d of %s ends at %d there, the cut here is %d", id.Number, id.Node, row.Last, src.Last)
 	case valid:
-	case any && id.Number < cur.Epoch.Number:
-		if v.last, err = past(id, table, have.Table); err != nil {
+	case some && id.Number < cur.Epoch.Number:
+		if v.last, err = s.past(id, table, have.Table); err != nil {
 			return verdict{}, err
 		}
 		v.keep = have.Stored
@@ -165,8 +165,11 @@ func checkHello(id record.EpochID, table record.Table) error {
 
 // past judges a source whose epoch is over here. Below its cut it is not refused: it may not know yet that all of it
 // has arrived. A sender that has more, or may still write more, is.
-func past(id record.EpochID, theirs, ours record.Table) (last record.Seq, err error) {
+func (s State) past(id record.EpochID, theirs, ours record.Table) (last record.Seq, err error) {
 	row, _ := theirs.Current()
+	if n := len(ours); n > 0 && !ours[n-1].Closed && ours[n-1].Epoch < s.Sources[0].Epoch.Number {
+		ours = ours.Close(s.Sources[0].First - 1) // the next epoch is valid, but none of its records has come
+	}
 	for _, mine := range slices.Backward(ours) {
 		if mine.Epoch != id.Number {
 			continue

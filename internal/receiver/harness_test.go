@@ -55,9 +55,17 @@ func fence(epoch uint64, seq record.Seq, next record.EpochID) record.Record {
 		CRC: record.Checksum(data), Data: data}
 }
 
+// keeper is a log, and where the receiver's state is kept.
+type keeper interface {
+	receiver.Store
+	apply.Log
+	state() []byte
+	save(b []byte) error
+}
+
 // secondary is one life of a subscriber: journal, receiver, applying.
 type secondary struct {
-	store *memStore
+	store *memStore // nil if it is another keeper
 	recv  *receiver.Receiver
 	loop  *apply.Loop
 	vols  *volumes
@@ -71,14 +79,15 @@ type site struct {
 	life   atomic.Pointer[secondary]
 	killed atomic.Bool
 	mu     sync.Mutex
-	conns  map[*wire.Incoming]struct{}
+	conns  map[*wire.Incoming]context.CancelFunc
 	limit  func(conn int) int64 // bytes a dialled connection may carry, both ways; nil: no limit
 	dials  atomic.Int64
 	delay  time.Duration // SyncDelay
+	lost   int           // power losses that took records
 }
 
 func newSite(t testing.TB) *site {
-	s := &site{t: t, conns: map[*wire.Incoming]struct{}{}}
+	s := &site{t: t, conns: map[*wire.Incoming]context.CancelFunc{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -97,10 +106,12 @@ func newSite(t testing.TB) *site {
 }
 
 func (s *site) stream(ctx context.Context, in *wire.Incoming) error {
+	ctx, cancel := context.WithCancel(ctx)
 	s.mu.Lock()
-	s.conns[in] = struct{}{}
+	s.conns[in] = cancel
 	s.mu.Unlock()
 	defer func() {
+		cancel()
 		s.mu.Lock()
 		delete(s.conns, in)
 		s.mu.Unlock()
@@ -113,7 +124,7 @@ func (s *site) stream(ctx context.Context, in *wire.Incoming) error {
 }
 
 // start begins a life on the store.
-func (s *site) start(store *memStore) *secondary {
+func (s *site) start(store keeper) *secondary {
 	life, err := s.open(store)
 	if err != nil {
 		s.t.Fatal(err)
@@ -122,8 +133,9 @@ func (s *site) start(store *memStore) *secondary {
 	return life
 }
 
-func (s *site) open(store *memStore) (*secondary, error) {
-	life := &secondary{store: store, vols: &volumes{}}
+func (s *site) open(store keeper) (*secondary, error) {
+	life := &secondary{vols: &volumes{}}
+	life.store, _ = store.(*memStore)
 	durable, stored := store.Cursors()
 	var recv atomic.Pointer[receiver.Receiver]
 	loop, err := apply.Open(apply.Config{Log: store, Sink: life.vols, State: apply.State{Consistent: true}, Stored: stored,
@@ -136,16 +148,8 @@ func (s *site) open(store *memStore) (*secondary, error) {
 		return nil, err
 	}
 	life.loop = loop
-	life.recv, err = receiver.Open(receiver.Config{Group: "g", Store: store, Applier: loop, State: store.saved,
-		AckEvery: 50 * time.Millisecond, SyncDelay: s.delay, Save: func(b []byte) error {
-			store.mu.Lock()
-			defer store.mu.Unlock()
-			if err := store.call("save"); err != nil {
-				return err
-			}
-			store.saved = append([]byte(nil), b...)
-			return nil
-		}})
+	life.recv, err = receiver.Open(receiver.Config{Group: "g", Store: store, Applier: loop, State: store.state(),
+		AckEvery: 50 * time.Millisecond, SyncDelay: s.delay, Save: store.save})
 	if err != nil {
 		return nil, err
 	}
@@ -165,8 +169,8 @@ func (s *site) kill() {
 		return
 	}
 	s.mu.Lock()
-	for c := range s.conns {
-		c.Close()
+	for _, cancel := range s.conns {
+		cancel()
 	}
 	s.mu.Unlock()
 	life.stop()

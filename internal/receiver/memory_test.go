@@ -120,11 +120,17 @@ type memStore struct {
 	durable record.Seq
 	saved   []byte // the receiver's state
 	hook    func(op string) error
+	dead    bool
 	appends int
 	syncs   int
 }
 
+var errDead = errors.New("power is off")
+
 func (m *memStore) call(op string) error {
+	if m.dead {
+		return errDead
+	}
 	if m.hook != nil {
 		return m.hook(op)
 	}
@@ -192,6 +198,9 @@ func (m *memStore) OpenRow(row record.Row) error {
 		return fmt.Errorf("store: row begins at %d, stored is %d", row.First, m.storedLocked())
 	}
 	next, err := m.table.Extend(row)
+	if err == nil {
+		err = m.call("row")
+	}
 	if err != nil {
 		return err
 	}
@@ -217,16 +226,29 @@ func (m *memStore) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Rec
 	return read(m.recs, from, maxRecords, maxBytes)
 }
 
+func (m *memStore) state() []byte { return m.saved }
+
+func (m *memStore) save(b []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.call("save"); err != nil {
+		return err
+	}
+	m.saved = slices.Clone(b)
+	return nil
+}
+
 func (m *memStore) records() []record.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.recs)
 }
 
-// crash is the store as recovery finds it after power loss.
+// crash is the store as recovery finds it after power loss; the old one is dead.
 func (m *memStore) crash(rnd *rand.Rand) *memStore {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.dead = true
 	recs := slices.Clone(m.recs)
 	for len(recs) > 0 && recs[len(recs)-1].Seq > m.durable && rnd.IntN(4) > 0 {
 		recs = recs[:len(recs)-1]

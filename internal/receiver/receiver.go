@@ -15,6 +15,9 @@ import (
 // ErrFull is wrapped by a Store whose Append has no room just now and has changed nothing: the stream waits.
 var ErrFull = errors.New("log is full")
 
+// ErrStopped: Run has ended; another process, or another life of this one, goes on.
+var ErrStopped = errors.New("receiver has ended")
+
 // Store is the log that records are kept in, ready to be appended to behind what recovery found. After an error other than ErrFull it is not used again.
 type Store interface {
 	// Append adds records of the newest row, the first one right behind the last one stored.
@@ -115,13 +118,14 @@ func Open(cfg Config) (*Receiver, error) {
 	return r, nil
 }
 
-// Run makes stored records durable until ctx ends (nil) or the receiver has failed (the cause).
+// Run makes stored records durable until ctx ends (nil) or the receiver has failed (the cause). When it has returned
+// nothing more is stored or acknowledged, and all streams end.
 func (r *Receiver) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			r.sync()
-			return r.Err()
+			return r.end()
 		case <-r.failed:
 			return r.Err()
 		case <-r.syncWake:
@@ -129,6 +133,18 @@ func (r *Receiver) Run(ctx context.Context) error {
 		r.gather(ctx)
 		r.sync()
 	}
+}
+
+// end stops the streams.
+func (r *Receiver) end() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return r.err
+	}
+	r.err = ErrStopped
+	close(r.failed)
+	return nil
 }
 
 // gather waits SyncDelay for more records, or until enough have come.

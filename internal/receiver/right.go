@@ -91,10 +91,10 @@ func (t *right) sift(recs []record.Record, stored record.Seq) (fresh []record.Re
 }
 
 // rows lists the rows that must be opened, in order, before r can be stored in a log whose newest row is current.
-func (t *right) rows(current record.Row, any bool, r *record.Record) []record.Row {
+func (t *right) rows(current record.Row, some bool, r *record.Record) []record.Row {
 	var open []record.Row
 	for _, row := range t.table {
-		if any && !current.Before(row) {
+		if some && !current.Before(row) {
 			continue
 		}
 		if row.Epoch > r.Epoch || row.Epoch == r.Epoch && row.Incarnation > r.Incarnation {

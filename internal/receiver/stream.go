@@ -58,6 +58,7 @@ func (r *Receiver) Handle(ctx context.Context, in *wire.Incoming) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	acks.Go(func() { r.ackLoop(ctx, s) })
+	defer context.AfterFunc(ctx, in.Close)()
 	err = r.readLoop(ctx, s)
 	var ref *Refusal
 	if errors.As(err, &ref) {
@@ -147,7 +148,10 @@ func (r *Receiver) cutBack(keep record.Seq) error {
 }
 
 // failure is the refusal of a receiver that has stopped; under mu.
-func (r *Receiver) failure() *Refusal {
+func (r *Receiver) failure() error {
+	if errors.Is(r.err, ErrStopped) {
+		return &wire.Error{Kind: wire.KindUnavailable, Message: "the receiver is stopping"}
+	}
 	ref := refuse(ReasonFailed, "%v", r.err)
 	ref.table, ref.ack = r.cfg.Store.Table(), r.ack(0)
 	return ref
@@ -175,9 +179,9 @@ func (r *Receiver) ackLoop(ctx context.Context, s *stream) {
 			return
 		case <-r.failed:
 			r.mu.Lock()
-			ref := r.failure()
+			cause := r.failure()
 			r.mu.Unlock()
-			s.conn.Refuse(ref)
+			s.conn.Refuse(cause)
 			return
 		case <-s.ackWake:
 		case <-ticker.C:

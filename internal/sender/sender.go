@@ -229,5 +229,13 @@ func (s *Sender) acked(a wire.Ack) error {
 		return err
 	}
 	s.Wake()
-	return s.cfg.Source.Acked(a.Stored, a.Durable, a.Applied)
+	return s.tell(a)
+}
+
+// tell tells the source. One that is cut off has no use for it, but the connection stays.
+func (s *Sender) tell(a wire.Ack) error {
+	if err := s.cfg.Source.Acked(a.Stored, a.Durable, a.Applied); err != nil && !cutOff(err) {
+		return fmt.Errorf("note what the receiver has: %w", err)
+	}
+	return nil
 }

@@ -284,6 +284,65 @@ func TestNewRowBeginsAnew(t *testing.T) {
 	}
 }
 
+// cut is a source that its log has cut off, until it is mended.
+type cut struct {
+	*steady
+	mu     sync.Mutex
+	mended bool
+	asked  int
+}
+
+func (c *cut) off() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked++
+	if c.mended {
+		return nil
+	}
+	return fmt.Errorf("journal is full: %w", ErrSuspended)
+}
+
+func (c *cut) Wait(ctx context.Context, after record.Seq) error {
+	if err := c.off(); err != nil {
+		return err
+	}
+	return c.steady.Wait(ctx, after)
+}
+
+func (c *cut) Acked(stored, durable, applied record.Seq) error {
+	if err := c.off(); err != nil {
+		return err
+	}
+	return c.steady.Acked(stored, durable, applied)
+}
+
+// TestCutOff: a source that is cut off is a state, not a reason to reconnect or to spin.
+func TestCutOff(t *testing.T) {
+	c := &cut{steady: newSteady(10)}
+	dial := peer(t, func(hello) (any, error) { return answer{Stored: 10}, nil }, func(c *wire.Conn) {
+		drain(c, func(wire.Type, record.Seq, record.Seq) {})
+	})
+	s := run(t, Config{Source: c, Dial: dial, Heartbeat: 10 * time.Millisecond})
+	eventually(t, "a resync is asked for", func() bool { return s.Status().State == StateResync })
+	start, before := time.Now(), func() int { c.mu.Lock(); defer c.mu.Unlock(); return c.asked }()
+	time.Sleep(50 * time.Millisecond)
+	c.mu.Lock()
+	asked := c.asked - before
+	c.mended = true
+	c.mu.Unlock()
+	if most := int(time.Since(start)/(10*time.Millisecond)) + 3; asked > most {
+		t.Fatalf("asked %d times in %v", asked, time.Since(start))
+	}
+	c.steady.mu.Lock()
+	c.steady.durable = 30
+	c.steady.mu.Unlock()
+	s.Wake()
+	eventually(t, "it goes on", func() bool { st := s.Status(); return st.Sent == 30 && st.State == StateStreaming })
+	if n := s.Status().Attempts; n != 1 {
+		t.Fatalf("%d connections", n)
+	}
+}
+
 // TestOwed: what an older source owes is not this log's to send.
 func TestOwed(t *testing.T) {
 	log := newSteady(100)

@@ -44,7 +44,7 @@ func (t *session) start(a answer) error {
 	s.status.LastHeard, s.status.Heard, s.status.ReceiversTable = time.Now(), true, a.Table
 	s.drain()
 	s.mu.Unlock()
-	if err := s.cfg.Source.Acked(has.Stored, has.Durable, has.Applied); err != nil {
+	if err := s.tell(has); err != nil {
 		return err
 	}
 	s.become(StateStreaming, "")
@@ -107,7 +107,12 @@ func (t *session) pump(ctx context.Context) error {
 			// The receiver's window is full, or all that this log has for it is sent.
 			t.pause(ctx)
 		case next > limit:
-			_ = t.s.cfg.Source.Wait(t.beat, next-1)
+			if err := t.s.cfg.Source.Wait(t.beat, next-1); err != nil && t.beat.Err() == nil {
+				if !cutOff(err) {
+					return fmt.Errorf("wait for record %d: %w", next, err)
+				}
+				t.resync(ctx, err)
+			}
 		default:
 			if err := t.send(ctx, next, limit); err != nil {
 				return err
@@ -159,9 +164,8 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	s := t.s
 	mark := s.cfg.Mark()
 	recs, err := s.cfg.Source.Read(next, s.cfg.BatchRecords, s.cfg.BatchBytes)
-	if errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) {
-		s.become(StateResync, err.Error())
-		t.pause(ctx)
+	if cutOff(err) {
+		t.resync(ctx, err)
 		return nil
 	}
 	if err != nil {
@@ -193,6 +197,15 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	err = t.conn.WriteBatch(wire.Batch{Mark: mark, Records: recs})
 	t.count()
 	return err
+}
+
+// cutOff says whether the log no longer has what the subscriber needs.
+func cutOff(err error) bool { return errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) }
+
+// resync waits for a step to begin.
+func (t *session) resync(ctx context.Context, cause error) {
+	t.s.become(StateResync, cause.Error())
+	t.pause(ctx)
 }
 
 // check takes what may be sent of what the log has returned, and counts its data.

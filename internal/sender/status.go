@@ -73,7 +73,7 @@ func (s *Sender) down(err error) {
 	was := s.status
 	s.status.State, s.status.Reason = StateDown, ""
 	var ref *Refusal
-	if errors.As(err, &ref) && ref.Reason != "" {
+	if errors.As(err, &ref) && ref.Reason != string(wire.KindUnavailable) {
 		s.status.State, s.status.Reason = StateRefused, ref.Reason
 		s.status.ReceiversTable = ref.Table
 	}
