@@ -129,6 +129,19 @@ func (v *Volume) ClearPresence() error {
 	return nil
 }
 
+// DropPresence ends a move whose target will never serve: what is absent stays absent, and the volume holds nothing that
+// anybody may rely on.
+func (v *Volume) DropPresence() error {
+	v.presence.Store(nil)
+	m := v.member.Load()
+	if m == nil {
+		return nil
+	}
+	m.blind.Store(false)
+	m.cache.splitAt(0)
+	return m.group.saveMeta(func(*meta) {})
+}
+
 // Fill fetches all absent regions in the background and serves the demands meanwhile. It must run while the volume is
 // in migrating mode. It returns nil once all regions are present, flushed, and their bits durable.
 func (v *Volume) Fill(ctx context.Context) error {
