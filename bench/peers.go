@@ -19,7 +19,8 @@ func startNbdkit(ctx context.Context, dir, file string) (*process, endpoint, err
 	if err != nil {
 		return nil, e, err
 	}
-	return p, e, p.waitSocket(ctx, e.socket)
+	err = p.waitSocket(ctx, e.socket)
+	return p, e, err
 }
 
 // startQemuNbd serves a file with qemu-nbd, cached by the page cache as it does by default.
@@ -30,7 +31,8 @@ func startQemuNbd(ctx context.Context, dir, file string) (*process, endpoint, er
 	if err != nil {
 		return nil, e, err
 	}
-	return p, e, p.waitSocket(ctx, e.socket)
+	err = p.waitSocket(ctx, e.socket)
+	return p, e, err
 }
 
 // storageDaemon is qemu-storage-daemon serving one file, with its QMP connection.
@@ -135,7 +137,8 @@ func dialQMP(path string) (*qmp, error) {
 	if _, err := q.next(time.Now().Add(startTimeout)); err != nil { // the greeting
 		return nil, err
 	}
-	return q, q.execute("qmp_capabilities", nil)
+	err = q.execute("qmp_capabilities", nil)
+	return q, err
 }
 
 func (q *qmp) next(deadline time.Time) (m qmpMessage, err error) {
@@ -143,7 +146,8 @@ func (q *qmp) next(deadline time.Time) (m qmpMessage, err error) {
 	if !q.lines.Scan() {
 		return m, fmt.Errorf("qmp: %w", errors.Join(q.lines.Err(), errors.New("no more messages")))
 	}
-	return m, json.Unmarshal(q.lines.Bytes(), &m)
+	err = json.Unmarshal(q.lines.Bytes(), &m)
+	return m, err
 }
 
 func (q *qmp) execute(command string, arguments map[string]any) error {
