@@ -1,10 +1,20 @@
 package node
 
-import "errors"
+import (
+	"fmt"
 
-// What a call can be refused with; calls.go gives each its kind on the wire.
-var (
-	errNotFound = errors.New("not found")
-	errRefused  = errors.New("refused")
-	errInvalid  = errors.New("invalid")
+	"gantline/internal/wire"
 )
+
+// Errors of calls carry their kind to the caller: see wire.Kind.
+func notFound(format string, args ...any) error {
+	return &wire.Error{Kind: wire.KindNotFound, Message: fmt.Sprintf(format, args...)}
+}
+
+func refused(format string, args ...any) error {
+	return &wire.Error{Kind: wire.KindRefused, Message: fmt.Sprintf(format, args...)}
+}
+
+func invalid(format string, args ...any) error {
+	return &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf(format, args...)}
+}

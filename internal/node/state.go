@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"gantline/internal/control"
@@ -43,6 +45,10 @@ type groupRecord struct {
 	SuspendedCause string `json:"suspended_cause"`
 	// Belief is, at a secondary, whom it copies from (receiver's encoding).
 	Belief json.RawMessage `json:"belief,omitempty"`
+	// Inconsistent, at a secondary: the image is between two cuts (a step applied at once has not ended).
+	Inconsistent bool `json:"inconsistent"`
+	// Epoch is the one in which this node serves or will: as primary, as target of a move, reopened as its source.
+	Epoch uint64 `json:"epoch"`
 	// WANBase is what other nodes had sent to the secondary before this one became primary.
 	WANBase int64 `json:"wan_base"`
 }
@@ -53,6 +59,8 @@ type memberRecord struct {
 	Volume string `json:"volume"` // local name
 	// Initial: its initial copy is not finished (primary), or it is not part of the image yet (secondary).
 	Initial bool `json:"initial"`
+	// Marked: what has to be copied stands in the changed map.
+	Marked bool `json:"marked"`
 }
 
 func (g *groupRecord) member(number uint16) *memberRecord {
@@ -171,4 +179,8 @@ func randomID() string {
 	var b [16]byte
 	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	return slices.Sorted(maps.Keys(m))
 }

@@ -1,0 +1,396 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"gantline/internal/apply"
+	"gantline/internal/block"
+	"gantline/internal/control"
+	"gantline/internal/journal"
+	"gantline/internal/receiver"
+	"gantline/internal/record"
+	"gantline/internal/sender"
+	"gantline/internal/volume"
+)
+
+// secondaryName is what a primary's log calls the subscriber that is the remote copy.
+const secondaryName = "secondary"
+
+// group is the runtime of a group on this node: its log, its volumes, and what its role adds.
+type group struct {
+	n    *Node
+	name string
+	wan  *wanCounter
+
+	mu    sync.Mutex
+	role  string // control.Role…
+	epoch uint64 // in which this node serves; 0: it does not
+	err   error  // why it does not work
+
+	jnl  *journal.Journal
+	vg   *volume.Group
+	maps map[uint16]changedMap
+
+	// Primary and source: what feeds the secondary.
+	sub  *volume.Subscriber
+	snd  *sender.Sender
+	feed *scope
+
+	// Secondary.
+	rcv *receiver.Receiver
+	app *apply.Loop
+
+	run *scope // the group's own loops
+
+	copyWake chan struct{} // copyLoop looks again
+	resume   bool          // a resync is asked for
+	atOnce   bool          // and may leave the secondary inconsistent on the way
+	cause    string        // of the last change of the pair state
+	copySeen copySeen
+}
+
+type changedMap struct {
+	bits *block.Bitmap
+	dev  block.Device
+}
+
+// scope is a set of goroutines under one context; stop joins them.
+type scope struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+}
+
+// newScope is not a child of the node's context: a group stops in its own order, after its clients.
+func newScope() *scope {
+	s := &scope{}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+func (s *scope) stop() {
+	if s != nil {
+		s.cancel()
+		s.work.Wait()
+	}
+}
+
+func (n *Node) newGroup(name string) *group {
+	g := &group{n: n, name: name, wan: openWAN(n.cfg.DataDir, name), copyWake: make(chan struct{}, 1)}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.groups[name] = g
+	return g
+}
+
+func (n *Node) group(name string) *group {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.groups[name]
+}
+
+// fail leaves the group closed and saying why.
+func (g *group) fail(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err == nil {
+		g.err = err
+	}
+}
+
+// open brings the group up from its log, in the role that its record gives it.
+func (g *group) open(rec *groupRecord) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("group %s: %w", g.name, err), g.close())
+		}
+	}()
+	g.role = rec.Role
+	if g.jnl, err = g.n.openJournal(rec.Journal); err != nil {
+		return err
+	}
+	var members []volume.Member
+	for _, m := range rec.Members {
+		v := g.n.volume(m.Volume)
+		if v == nil {
+			return notFound("volume %s/%s does not exist", g.n.cfg.Name, m.Volume)
+		}
+		members = append(members, volume.Member{Number: record.VolumeNumber(m.Number), Volume: v.vol})
+	}
+	if rec.Role != control.RoleSecondary {
+		if err := g.openMaps(rec); err != nil {
+			return err
+		}
+	}
+	cache := max(g.n.cfg.Memory/8, 16<<20)
+	g.vg, err = volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
+		CacheBytes: cache, RecentBytes: cache, OnFailed: g.fail})
+	if err != nil {
+		return err
+	}
+	g.run = newScope()
+	switch rec.Role {
+	case control.RoleSecondary:
+		return g.startSecondary(rec)
+	case control.RolePrimary:
+		return g.startPrimaryRole(rec)
+	}
+	g.goRun()
+	return nil // a target waits for its move
+}
+
+// goRun starts the loops behind the writes.
+func (g *group) goRun() {
+	g.run.work.Go(func() {
+		if err := g.vg.Run(g.run.ctx); err != nil {
+			g.fail(err)
+		}
+	})
+	g.run.work.Go(func() { g.wan.keep(g.run.ctx, g.n.log) })
+}
+
+func (g *group) openMaps(rec *groupRecord) error {
+	g.maps = map[uint16]changedMap{}
+	for _, m := range rec.Members {
+		bits, dev, err := g.n.openChangedMap(g.name, m.Number, bitsFor(g.n.volume(m.Volume).vol.Size(), markSize))
+		if err != nil {
+			return err
+		}
+		g.maps[m.Number] = changedMap{bits, dev}
+	}
+	return nil
+}
+
+// close stops everything so that the devices are complete: first what brings records, then what writes them back.
+func (g *group) close() error {
+	g.feed.stop()
+	g.run.stop()
+	var errs []error
+	switch {
+	case g.vg != nil:
+		errs = append(errs, g.vg.Close()) // closes the log
+	case g.jnl != nil:
+		errs = append(errs, g.jnl.Close())
+	}
+	for _, m := range g.maps {
+		errs = append(errs, m.dev.Close())
+	}
+	errs = append(errs, g.wan.close())
+	g.vg, g.jnl, g.maps = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// release closes the group and gives its volumes back to themselves: lone volumes again, or, retired, closed to hosts.
+func (g *group) release(ctx context.Context, rec *groupRecord, retired bool) error {
+	g.feed.stop()
+	mode := volume.ModeNormal
+	if retired {
+		mode = volume.ModeMoved
+	}
+	for _, m := range rec.Members {
+		v := g.n.volume(m.Volume)
+		if v == nil || g.vg == nil {
+			continue
+		}
+		v.vol.DropPresence()
+		if err := g.vg.Remove(ctx, record.VolumeNumber(m.Number), nil); err != nil {
+			return err
+		}
+		if err := v.vol.SetMode(ctx, mode, false); err != nil {
+			return err
+		}
+		v.epoch.Store(0)
+	}
+	if err := g.close(); err != nil {
+		return err
+	}
+	for _, m := range rec.Members {
+		if err := os.Remove(g.n.changedPath(g.name, m.Number)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			g.n.log.Warn("map not removed", "group", g.name, "cause", err)
+		}
+	}
+	if rec.Role == control.RoleSecondary {
+		for _, suffix := range []string{".a", ".b"} {
+			if err := os.Remove(g.beliefPath() + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err // the next group of this name must not find it
+			}
+		}
+	}
+	return nil
+}
+
+// configureGroup makes this node do what the manager wants of a group: a new group, new pairs, new addresses. Roles
+// and epochs of a group that is here already are not the manager's to change.
+func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (control.GroupStatus, error) {
+	n.config.Lock()
+	defer n.config.Unlock()
+	n.learn(spec.Address)
+	name := spec.Group.Name
+	rec := n.state.view().Groups[name]
+	if rec == nil || rec.Role == control.RoleRetired {
+		if err := n.createGroup(spec); err != nil {
+			return control.GroupStatus{}, err
+		}
+		rec = n.state.view().Groups[name]
+	}
+	g := n.group(name)
+	if g == nil {
+		return control.GroupStatus{}, refused("group %s is not open on node %s", name, n.cfg.Name)
+	}
+	if spec.Group.Revision > rec.Spec.Group.Revision {
+		err := n.state.update(func(d *durable) error {
+			r := d.Groups[name]
+			keep := r.Spec.Group
+			r.Spec = spec
+			r.Spec.Group.Epoch, r.Spec.Group.Primary, r.Spec.Group.PrimaryJournal = keep.Epoch, keep.Primary, keep.PrimaryJournal
+			return nil
+		})
+		if err != nil {
+			return control.GroupStatus{}, err
+		}
+	}
+	for _, p := range spec.Group.Pairs {
+		if rec.member(p.Number) == nil {
+			if err := g.addPair(ctx, rec.Role, p); err != nil {
+				return control.GroupStatus{}, err
+			}
+		}
+	}
+	return g.status(), nil
+}
+
+func (n *Node) createGroup(spec control.GroupSpec) error {
+	full := spec.Group.PrimaryJournal
+	if spec.Role == control.RoleSecondary {
+		full = spec.Group.SecondaryJournal
+	}
+	_, jnl := splitName(full)
+	d := n.state.view()
+	switch {
+	case spec.Role != control.RolePrimary && spec.Role != control.RoleSecondary:
+		return invalid("group %s: role %q", spec.Group.Name, spec.Role)
+	case d.Journals[jnl] == nil:
+		return notFound("journal %s does not exist", full)
+	case d.userOf(jnl) != "":
+		return refused("journal %s is in use by %s: groups never share a journal", full, d.userOf(jnl))
+	}
+	rec := &groupRecord{Spec: spec, Role: spec.Role, Journal: jnl, Epoch: spec.Group.Epoch}
+	if rec.Epoch == 0 {
+		rec.Epoch = 1
+	}
+	if err := n.state.update(func(d *durable) error { d.Groups[spec.Group.Name] = rec; return nil }); err != nil {
+		return err
+	}
+	return n.newGroup(spec.Group.Name).open(rec)
+}
+
+// addPair takes a lone volume into the group. The record comes first; a restart then opens the group with it.
+func (g *group) addPair(ctx context.Context, role string, p control.Pair) error {
+	full := p.Primary
+	if role == control.RoleSecondary {
+		full = p.Secondary
+	}
+	node, name := splitName(full)
+	if node != g.n.cfg.Name {
+		return nil // a pair of another node's
+	}
+	d := g.n.state.view()
+	v := g.n.volume(name)
+	switch {
+	case v == nil:
+		return notFound("volume %s does not exist", full)
+	case v.vol.Size() != p.Size:
+		return refused("volume %s has %d bytes, the pair has %d", full, v.vol.Size(), p.Size)
+	case d.userOf(name) != "":
+		return refused("volume %s is in use by %s", full, d.userOf(name))
+	case d.Volumes[name].Retired:
+		return refused("volume %s is the retired source of a move: delete it first", full)
+	}
+	if g.Err() != nil {
+		return g.Err()
+	}
+	mem := memberRecord{Number: p.Number, Volume: name, Initial: true}
+	if role == control.RoleSecondary {
+		mem.Initial = false
+		// Initial copy skips what is zero at the primary, so nothing old may stay here.
+		if err := v.dev.Trim(0, v.vol.Size()); err != nil {
+			return fmt.Errorf("volume %s: clear it: %w", full, err)
+		}
+		if err := v.dev.Flush(); err != nil {
+			return fmt.Errorf("volume %s: clear it: %w", full, err)
+		}
+	} else if err := createMap(g.n.changedPath(g.name, p.Number), bitsFor(p.Size, markSize)); err != nil {
+		return err
+	}
+	err := g.n.state.update(func(d *durable) error {
+		r := d.Groups[g.name]
+		if !slices.ContainsFunc(r.Members, func(m memberRecord) bool { return m.Number == p.Number }) {
+			r.Members = append(r.Members, mem)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	payload, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	m := volume.Member{Number: record.VolumeNumber(p.Number), Volume: v.vol}
+	if role == control.RoleSecondary {
+		return g.vg.Add(ctx, m, nil)
+	}
+	return g.addPrimary(ctx, mem, m, payload)
+}
+
+// Err is why the group does not work, nil if it does.
+func (g *group) Err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+func (n *Node) deleteGroup(ctx context.Context, name string) error {
+	n.config.Lock()
+	defer n.config.Unlock()
+	d := n.state.view()
+	rec := d.Groups[name]
+	if rec == nil {
+		return nil
+	}
+	for id, m := range d.Moves {
+		if m.Spec.Group.Name == name && m.Stage != "deregistered" && rec.Role != control.RoleRetired {
+			return refused("group %s takes part in migration %s", name, id)
+		}
+	}
+	if err := n.dropGroup(ctx, name, "", false); err != nil {
+		return err
+	}
+	if jr := d.Journals[rec.Journal]; jr != nil && rec.Role != control.RoleRetired {
+		return n.blankJournal(jr)
+	}
+	return nil
+}
+
+// learn keeps addresses of other nodes.
+func (n *Node) learn(addr map[string]string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for node, a := range addr {
+		if a != "" {
+			n.address[node] = a
+		}
+	}
+}
+
+func (n *Node) addressOf(node string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.address[node]
+}

@@ -1,0 +1,61 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+
+	"gantline/internal/journal"
+	"gantline/internal/receiver"
+	"gantline/internal/record"
+	"gantline/internal/volume"
+)
+
+// groupLog is a journal as a group's volumes and its appliers know it.
+type groupLog struct{ *journal.Journal }
+
+func (l groupLog) Cursors() volume.Cursors {
+	c := l.Journal.Cursors()
+	return volume.Cursors{Trimmed: c.Trimmed, Durable: c.Durable, Appended: c.Appended}
+}
+
+func (l groupLog) Append(recs []record.Record) error { return logError(l.Journal.Append(recs)) }
+
+func (l groupLog) AppendAfterGap(recs []record.Record) error {
+	return logError(l.Journal.AppendAfterGap(recs))
+}
+
+func (l groupLog) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error) {
+	recs, err := l.Journal.Read(from, maxRecords, maxBytes)
+	return recs, logError(err)
+}
+
+func logError(err error) error {
+	switch {
+	case errors.Is(err, journal.ErrFull):
+		return fmt.Errorf("%w: %w", volume.ErrFull, err)
+	case errors.Is(err, journal.ErrTrimmed):
+		return fmt.Errorf("%w: %w", volume.ErrTrimmed, err)
+	}
+	return err
+}
+
+// storeLog is the same journal as a receiver knows it.
+type storeLog struct{ *journal.Journal }
+
+func (l storeLog) Cursors() (durable, stored record.Seq) {
+	c := l.Journal.Cursors()
+	return c.Durable, c.Appended
+}
+
+func (l storeLog) Append(recs []record.Record) error { return storeError(l.Journal.Append(recs)) }
+
+func (l storeLog) AppendAfterGap(recs []record.Record) error {
+	return storeError(l.Journal.AppendAfterGap(recs))
+}
+
+func storeError(err error) error {
+	if errors.Is(err, journal.ErrFull) {
+		return fmt.Errorf("%w: %w", receiver.ErrFull, err)
+	}
+	return err
+}

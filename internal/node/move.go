@@ -1,0 +1,420 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/record"
+)
+
+// move is this node's running part in a move. Its record is in the state file; only a target runs anything.
+type move struct {
+	n  *Node
+	id string
+
+	// seal serialises what may end or reopen the source's epoch.
+	seal sync.Mutex
+
+	target *migrate.Target
+	ops    *targetOps
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+}
+
+func (m *move) stop() {
+	if m.cancel != nil {
+		m.cancel()
+	}
+	m.work.Wait()
+	if m.ops != nil {
+		m.ops.close()
+	}
+}
+
+// move returns the runtime of a move and its record as it is on disk.
+func (n *Node) move(id string) (*move, *migrate.Record, error) {
+	n.mu.Lock()
+	m := n.moves[id]
+	n.mu.Unlock()
+	rec := n.state.view().Moves[id]
+	if m == nil || rec == nil {
+		return nil, nil, notFound("migration %s is not known on node %s", id, n.cfg.Name)
+	}
+	return m, rec, nil
+}
+
+func (n *Node) saveMove(r *migrate.Record) error {
+	return n.state.update(func(d *durable) error {
+		if old := d.Moves[r.Spec.ID]; old != nil && !migrate.Legal(old.Stage, r.Stage) {
+			return fmt.Errorf("migration %s: stage %s cannot follow %s", r.Spec.ID, r.Stage, old.Stage)
+		}
+		d.Moves[r.Spec.ID] = r
+		return nil
+	})
+}
+
+// registerMove notes a move (S603, S604). What it needs is checked before anything is kept.
+func (n *Node) registerMove(ctx context.Context, spec control.MigrationSpec) error {
+	n.config.Lock()
+	defer n.config.Unlock()
+	if n.state.view().Moves[spec.ID] != nil {
+		return nil
+	}
+	n.cfg.Point(control.StepRegister, "before")
+	n.learn(spec.Address)
+	rec := &migrate.Record{Spec: spec, Stage: migrate.Registered}
+	rec.Note(control.StepRegister, time.Now())
+	var err error
+	switch n.cfg.Name {
+	case spec.Secondary:
+		rec.Role = control.RoleSecondary
+		err = n.registerAtSecondary(rec)
+	case spec.Source:
+		rec.Role = control.RoleSource
+		err = n.registerAtSource(rec)
+	case spec.Target:
+		rec.Role = control.RoleTarget
+		err = n.registerAtTarget(rec)
+	default:
+		err = invalid("migration %s: node %s has no part in it", spec.ID, n.cfg.Name)
+	}
+	if err != nil {
+		return err
+	}
+	n.cfg.Point(control.StepRegister, "after")
+	return n.beginMove(spec.ID, rec)
+}
+
+// registerAtSecondary permits the two epochs that may follow: nothing is raised by it, no source is forgotten.
+func (n *Node) registerAtSecondary(rec *migrate.Record) error {
+	g := n.group(rec.Spec.Group.Name)
+	if g == nil {
+		return notFound("migration %s: group %s is not on node %s", rec.Spec.ID, rec.Spec.Group.Name, n.cfg.Name)
+	}
+	err := g.permit(record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target},
+		record.EpochID{Number: rec.SourceEpoch(), Node: rec.Spec.Source})
+	if err != nil {
+		return err
+	}
+	return n.saveMove(rec)
+}
+
+func (n *Node) registerAtSource(rec *migrate.Record) error {
+	if bad := n.sourceRefusals(rec.Spec); len(bad) > 0 {
+		return refused("migration %s: %s", rec.Spec.ID, bad[0])
+	}
+	rec.WANBytesStart = n.group(rec.Spec.Group.Name).wan.total()
+	return n.saveMove(rec)
+}
+
+// sourceRefusals says what keeps this node from being the source of the move.
+func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
+	g := n.group(spec.Group.Name)
+	if g == nil {
+		return []string{fmt.Sprintf("group %s is not on node %s", spec.Group.Name, n.cfg.Name)}
+	}
+	st := g.status()
+	var bad []string
+	if st.Role != control.RolePrimary {
+		bad = append(bad, fmt.Sprintf("node %s is %s in group %s, not its primary", n.cfg.Name, st.Role, spec.Group.Name))
+	}
+	if st.Epoch != spec.Group.Epoch {
+		bad = append(bad, fmt.Sprintf("group %s is in epoch %d here, not %d", spec.Group.Name, st.Epoch, spec.Group.Epoch))
+	}
+	if st.State != "paired" {
+		bad = append(bad, fmt.Sprintf("group %s is %s: it must be paired; moving it in other states is not built yet", spec.Group.Name, st.State))
+	}
+	if !st.LinkUp {
+		bad = append(bad, fmt.Sprintf("the link to %s is down: %s", spec.Secondary, st.BlockedOn))
+	}
+	return bad
+}
+
+// targetRefusals says what keeps this node from being the target of the move.
+func (n *Node) targetRefusals(spec control.MigrationSpec) []string {
+	d := n.state.view()
+	var bad []string
+	add := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
+	for _, mv := range spec.Volumes {
+		_, name := splitName(mv.Target)
+		switch v := d.Volumes[name]; {
+		case v == nil:
+			add("volume %s does not exist", mv.Target)
+		case v.Size != mv.Size:
+			add("volume %s has %d bytes, %s has %d", mv.Target, v.Size, mv.Source, mv.Size)
+		case v.Retired:
+			add("volume %s is the retired source of an earlier move: delete it first", mv.Target)
+		}
+		if user := d.userOf(name); user != "" {
+			add("volume %s is in use by %s", mv.Target, user)
+		}
+		n.exports.mu.Lock()
+		open := n.exports.open[name]
+		n.exports.mu.Unlock()
+		if open > 0 {
+			add("volume %s is open by %d hosts", mv.Target, open)
+		}
+	}
+	_, jnl := splitName(spec.TargetJournal)
+	if d.Journals[jnl] == nil {
+		add("journal %s does not exist", spec.TargetJournal)
+	} else if user := d.userOf(jnl); user != "" {
+		add("journal %s is in use by %s", spec.TargetJournal, user)
+	}
+	if g := d.Groups[spec.Group.Name]; g != nil && g.Role != control.RoleRetired {
+		add("node %s is %s in group %s", n.cfg.Name, g.Role, spec.Group.Name)
+	}
+	return bad
+}
+
+// checkMove is a dry run: what would refuse the move here, and the figures that a plan needs.
+func (n *Node) checkMove(spec control.MigrationSpec) (control.MigrationCheck, error) {
+	var c control.MigrationCheck
+	switch n.cfg.Name {
+	case spec.Source:
+		c.Refusals = n.sourceRefusals(spec)
+		if g := n.group(spec.Group.Name); g != nil {
+			st := g.status()
+			c.Backlog = st.LagBytes
+		}
+		for _, mv := range spec.Volumes {
+			_, name := splitName(mv.Source)
+			if v := n.volume(name); v != nil {
+				data, err := dataBytes(v.dev)
+				if err != nil {
+					return c, err
+				}
+				c.DataBytes += data
+			}
+		}
+	case spec.Target:
+		free, err := freeBytes(filepath.Join(n.cfg.DataDir, "volumes"))
+		if err != nil {
+			return c, err
+		}
+		c.FreeBytes = free
+	case spec.Secondary:
+		if n.group(spec.Group.Name) == nil {
+			c.Refusals = append(c.Refusals, fmt.Sprintf("group %s is not on node %s", spec.Group.Name, n.cfg.Name))
+		}
+	}
+	return c, nil
+}
+
+// registerAtTarget makes the group here, without a role yet, and the present maps with every region absent.
+func (n *Node) registerAtTarget(rec *migrate.Record) error {
+	spec := rec.Spec
+	if bad := n.targetRefusals(spec); len(bad) > 0 {
+		return refused("migration %s: %s", spec.ID, bad[0])
+	}
+	_, jnl := splitName(spec.TargetJournal)
+	gr := &groupRecord{Role: control.RoleTarget, Journal: jnl, Epoch: rec.TargetEpoch(),
+		Spec: control.GroupSpec{Group: spec.Group, Role: control.RoleTarget, Address: spec.Address}}
+	for _, mv := range spec.Volumes {
+		_, name := splitName(mv.Target)
+		gr.Members = append(gr.Members, memberRecord{Number: mv.Number, Volume: name, Marked: true})
+		if err := n.makePresentMap(spec.ID, mv); err != nil {
+			return err
+		}
+	}
+	if err := n.makeChangedMaps(spec.Group.Name, gr); err != nil {
+		return err
+	}
+	// Group and move become durable together: neither is ever found without the other.
+	return n.state.update(func(d *durable) error {
+		d.Groups[spec.Group.Name] = gr
+		d.Moves[spec.ID] = rec
+		return nil
+	})
+}
+
+// newMove makes a move's runtime. A target's volumes are prepared by it.
+func (n *Node) newMove(id string, rec *migrate.Record) (*move, error) {
+	m := &move{n: n, id: id}
+	n.mu.Lock()
+	n.moves[id] = m
+	n.mu.Unlock()
+	if !runsTarget(rec) {
+		return m, nil
+	}
+	return m, n.prepareTarget(m, rec)
+}
+
+func runsTarget(rec *migrate.Record) bool {
+	return rec.Role == control.RoleTarget && rec.Stage != migrate.Deregistered
+}
+
+// beginMove builds a move's runtime right after its registration.
+func (n *Node) beginMove(id string, rec *migrate.Record) error {
+	m, err := n.newMove(id, rec)
+	if err != nil || !runsTarget(rec) {
+		return err
+	}
+	g := n.newGroup(rec.Spec.Group.Name)
+	if err := g.open(n.state.view().Groups[rec.Spec.Group.Name]); err != nil {
+		g.fail(err)
+		return fmt.Errorf("migration %s: %w", id, err)
+	}
+	return n.startTarget(m, rec)
+}
+
+func (n *Node) moveThrough(_ context.Context, id string) error {
+	m, rec, err := n.move(id)
+	if err != nil {
+		return err
+	}
+	if m.target == nil {
+		return refused("migration %s: node %s is not its target", id, n.cfg.Name)
+	}
+	if rec.Stage != migrate.Registered && rec.Stage != migrate.Through {
+		return nil
+	}
+	n.cfg.Point(control.StepThrough, "before")
+	if err := m.ops.Relay(); err != nil {
+		return err
+	}
+	err = m.target.Update(func(r *migrate.Record) {
+		r.Stage = migrate.Through
+		r.Note(control.StepThrough, time.Now())
+	})
+	if err == nil {
+		n.cfg.Point(control.StepThrough, "after")
+	}
+	return err
+}
+
+func (n *Node) moveRun(_ context.Context, id string) error {
+	m, _, err := n.move(id)
+	if err != nil {
+		return err
+	}
+	if m.target == nil {
+		return refused("migration %s: node %s is not its target", id, n.cfg.Name)
+	}
+	return m.target.Order()
+}
+
+// moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it.
+func (n *Node) moveCancel(ctx context.Context, id string) error {
+	m, rec, err := n.move(id)
+	if err != nil {
+		return nil // repeated
+	}
+	n.config.Lock()
+	defer n.config.Unlock()
+	switch rec.Role {
+	case control.RoleTarget:
+		switch rec.Stage {
+		case migrate.Registered, migrate.Through, migrate.Returned:
+		default:
+			return refused("migration %s: the target is past the point of return (%s)", id, rec.Stage)
+		}
+		m.stop()
+		if err := n.dropGroup(ctx, rec.Spec.Group.Name, id, false); err != nil {
+			return err
+		}
+		n.removePresentMaps(rec)
+	case control.RoleSource:
+		m.seal.Lock()
+		defer m.seal.Unlock()
+		if g := n.group(rec.Spec.Group.Name); g != nil && g.sealed() {
+			return refused("migration %s: the source is sealed; it goes on only when the target has refused", id)
+		}
+	case control.RoleSecondary:
+		if g := n.group(rec.Spec.Group.Name); g != nil {
+			if err := g.forbid(record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := n.state.update(func(d *durable) error { delete(d.Moves, id); return nil }); err != nil {
+		return err
+	}
+	n.forgetMove(id)
+	return nil
+}
+
+func (n *Node) forgetMove(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.moves, id)
+}
+
+// moveDeregister ends a move that is filled (S1601, S1602): the secondary forgets the source, the target is a primary
+// like any other, the source is retired.
+func (n *Node) moveDeregister(ctx context.Context, id string) error {
+	m, rec, err := n.move(id)
+	if err != nil || rec.Stage == migrate.Deregistered {
+		return nil // repeated
+	}
+	n.config.Lock()
+	defer n.config.Unlock()
+	n.cfg.Point(control.StepDeregister, "before")
+	switch rec.Role {
+	case control.RoleTarget:
+		if rec.Stage != migrate.Filled {
+			return refused("migration %s: the target is not filled yet (%s)", id, rec.Stage)
+		}
+		m.stop()
+		n.removePresentMaps(rec)
+	case control.RoleSource:
+		if err := n.retire(ctx, m, rec); err != nil {
+			return err
+		}
+	}
+	rec.Stage = migrate.Deregistered
+	rec.Note(control.StepDeregister, time.Now())
+	if err := n.saveMove(rec); err != nil {
+		return err
+	}
+	m.target = nil
+	n.cfg.Point(control.StepDeregister, "after")
+	return nil
+}
+
+// dropGroup closes a group here and frees its volumes; retired: they refuse hosts from now on.
+func (n *Node) dropGroup(ctx context.Context, name, id string, retired bool) error {
+	rec := n.state.view().Groups[name]
+	if g := n.group(name); g != nil && rec != nil {
+		if err := g.release(ctx, rec, retired); err != nil {
+			return err
+		}
+	}
+	err := n.state.update(func(d *durable) error {
+		rec := d.Groups[name]
+		if rec == nil {
+			return nil
+		}
+		if !retired {
+			delete(d.Groups, name)
+			delete(d.Moves, id)
+			return nil
+		}
+		rec.Role = control.RoleRetired
+		for _, mem := range rec.Members {
+			if v := d.Volumes[mem.Volume]; v != nil {
+				v.Retired = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	delete(n.groups, name)
+	n.mu.Unlock()
+	return nil
+}
+
+func (n *Node) removePresentMaps(rec *migrate.Record) {
+	for _, mv := range rec.Spec.Volumes {
+		_ = os.Remove(n.presentPath(rec.Spec.ID, mv.Number)) // only room is lost if it stays
+	}
+}

@@ -1,0 +1,172 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/record"
+)
+
+// moveSeal ends the source's epoch (S901–S906). The fence in the log is the seal: once it is durable this node never
+// serves in this epoch again, whatever dies. Repeated, it hands over the same.
+func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, error) {
+	m, _, err := n.move(id)
+	if err != nil {
+		return nil, err
+	}
+	m.seal.Lock()
+	defer m.seal.Unlock()
+	_, rec, err := n.move(id) // as it is now that nobody else changes it
+	if err != nil {
+		return nil, err
+	}
+	if rec.Role != control.RoleSource || rec.Stage != migrate.Registered {
+		return nil, refused("migration %s: the source does not seal: it is %s, stage %s", id, rec.Role, rec.Stage)
+	}
+	g := n.group(rec.Spec.Group.Name)
+	if g == nil {
+		return nil, notFound("group %s is not on node %s", rec.Spec.Group.Name, n.cfg.Name)
+	}
+	if !g.sealed() {
+		if st := g.status(); st.State != "paired" || st.Epoch != rec.Spec.Group.Epoch {
+			return nil, refused("migration %s: group %s is %s in epoch %d: only a paired group in epoch %d is handed over",
+				id, rec.Spec.Group.Name, st.State, st.Epoch, rec.Spec.Group.Epoch)
+		}
+		n.cfg.Point(control.StepSeal, "before")
+		if err := g.seal(ctx, &rec.Spec); err != nil {
+			return nil, err
+		}
+		n.cfg.Point(control.StepSeal, "after")
+	}
+	return g.handover(rec)
+}
+
+// moveReopen has the source go on: in e+2 if it was sealed, else in e. The record comes first: from then on a seal
+// for this move that is still under way is refused.
+func (n *Node) moveReopen(_ context.Context, id string) (control.ReopenResult, error) {
+	m, _, err := n.move(id)
+	if err != nil {
+		return control.ReopenResult{}, err
+	}
+	m.seal.Lock()
+	defer m.seal.Unlock()
+	_, rec, err := n.move(id)
+	if err != nil {
+		return control.ReopenResult{}, err
+	}
+	g := n.group(rec.Spec.Group.Name)
+	if rec.Role != control.RoleSource || g == nil {
+		return control.ReopenResult{}, refused("migration %s: node %s is not its source", id, n.cfg.Name)
+	}
+	if rec.Stage == migrate.Registered {
+		sealed := g.sealed()
+		err := n.state.update(func(d *durable) error {
+			r := d.Moves[id]
+			r.Stage = migrate.Reopened
+			if sealed {
+				d.Groups[rec.Spec.Group.Name].Epoch = rec.SourceEpoch()
+			}
+			return nil
+		})
+		if err != nil {
+			return control.ReopenResult{}, err
+		}
+	}
+	if err := g.reopen(); err != nil {
+		return control.ReopenResult{}, err
+	}
+	return control.ReopenResult{Epoch: g.status().Epoch}, nil
+}
+
+// seal: hosts that come from now on are told where to go; those admitted finish; the log ends with the fence.
+func (g *group) seal(ctx context.Context, spec *control.MigrationSpec) error {
+	for _, mv := range spec.Volumes {
+		_, name := splitName(mv.Source)
+		if v := g.n.volume(name); v != nil {
+			v.vol.SetSuccessor(movedTo(spec, mv))
+		}
+	}
+	cut, err := g.vg.Seal(ctx, record.EpochID{Number: spec.Group.Epoch + 1, Node: spec.Target})
+	if err != nil {
+		return err
+	}
+	g.becomeSource(cut)
+	return nil
+}
+
+// handover is what a sealed source gives away. All of it can be made again from the log after a crash.
+func (g *group) handover(rec *migrate.Record) (*control.Handover, error) {
+	cut, _, ok := g.vg.Sealed()
+	if !ok {
+		return nil, refused("group %s is not sealed", g.name)
+	}
+	h := &control.Handover{ID: rec.Spec.ID, Epoch: rec.Spec.Group.Epoch, Cut: uint64(cut), State: "paired", Done: g.vg.DoneTable()}
+	for _, r := range g.vg.Table().Close(cut) {
+		h.Table = append(h.Table, control.TableRow{Epoch: r.Epoch, Incarnation: uint32(r.Incarnation), Node: r.Node,
+			First: uint64(r.First), Last: uint64(r.Last), Closed: r.Closed})
+	}
+	if g.sub != nil {
+		_, durable, _ := g.sub.Cursor()
+		h.Acked = uint64(durable)
+	}
+	return h, nil
+}
+
+func tableOf(rows []control.TableRow) record.Table {
+	var t record.Table
+	for _, r := range rows {
+		t = append(t, record.Row{Epoch: r.Epoch, Incarnation: record.Incarnation(r.Incarnation), Node: r.Node,
+			First: record.Seq(r.First), Last: record.Seq(r.Last), Closed: r.Closed})
+	}
+	return t
+}
+
+// retire ends the source's part: it has nothing left that anybody needs, and refuses hosts for ever.
+func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
+	m.seal.Lock()
+	defer m.seal.Unlock()
+	g := n.group(rec.Spec.Group.Name)
+	if g == nil {
+		return nil
+	}
+	if !g.sealed() {
+		return refused("migration %s: the source is not sealed", rec.Spec.ID)
+	}
+	if !g.drained() {
+		return refused("migration %s: the secondary does not have everything up to the cut yet", rec.Spec.ID)
+	}
+	return n.dropGroup(ctx, rec.Spec.Group.Name, rec.Spec.ID, true)
+}
+
+// drained: the secondary has all up to the cut durably.
+func (g *group) drained() bool {
+	cut, _, ok := g.vg.Sealed()
+	if !ok {
+		return false
+	}
+	g.mu.Lock()
+	sub := g.sub
+	g.mu.Unlock()
+	if sub == nil {
+		return false
+	}
+	_, durable, _ := sub.Cursor()
+	return durable >= cut
+}
+
+// noteDrained lets the kill points of a source take hold once, when it first sees that nothing is left to send.
+func (g *group) noteDrained(ctx context.Context) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !g.drained() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	g.n.cfg.Point(control.StepDrained, "before")
+	g.n.cfg.Point(control.StepDrained, "after")
+}

@@ -1,0 +1,274 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"gantline/internal/block"
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/record"
+	"gantline/internal/volume"
+	"gantline/internal/wire"
+)
+
+// targetOps does at this node what the target's machine says.
+type targetOps struct {
+	n    *Node
+	m    *move
+	spec control.MigrationSpec
+
+	ctx  context.Context // of the move
+	disk []*targetDisk
+	fill sync.WaitGroup
+	once sync.Once
+}
+
+// targetDisk is one volume of the move.
+type targetDisk struct {
+	mv      control.MovedVolume
+	vol     *nodeVolume
+	peer    *peerVolume // the source's volume: relay before the decision, fetches after it
+	present *block.Bitmap
+	mapDev  block.Device
+	limiter *rate.Limiter
+	base    control.MigrationStatus // bytes fetched in earlier runs
+}
+
+// prepareTarget opens the present maps and the way to the source. The volumes must know what is absent before their
+// group opens, since its recovery writes to them.
+func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
+	ctx, cancel := context.WithCancel(n.runCtx)
+	m.cancel = cancel
+	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx}
+	for _, mv := range rec.Spec.Volumes {
+		d, err := m.ops.openDisk(ctx, mv)
+		if err != nil {
+			return fmt.Errorf("migration %s: %w", m.id, err)
+		}
+		m.ops.disk = append(m.ops.disk, d)
+		if rec.Stage == migrate.Filled {
+			continue
+		}
+		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.peer, Parallel: 8, Limit: d.limiter})
+		if err != nil {
+			return fmt.Errorf("migration %s: volume %s: %w", m.id, mv.Target, err)
+		}
+	}
+	return nil
+}
+
+// startTarget starts the machine on the record: the same at registration and after any crash.
+func (n *Node) startTarget(m *move, rec *migrate.Record) error {
+	if err := m.ops.firstMode(rec); err != nil {
+		return err
+	}
+	m.target = migrate.NewTarget(rec, m.ops, n.log, n.cfg.Point)
+	m.work.Go(func() {
+		if err := m.target.Run(m.ops.ctx); err != nil && m.ops.ctx.Err() == nil {
+			n.log.Error("move stopped", "id", m.id, "cause", err)
+		}
+	})
+	return nil
+}
+
+func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targetDisk, error) {
+	_, local := splitName(mv.Target)
+	_, remote := splitName(mv.Source)
+	d := &targetDisk{mv: mv, vol: o.n.volume(local)}
+	if d.vol == nil {
+		return nil, notFound("volume %s does not exist", mv.Target)
+	}
+	var err error
+	if d.present, d.mapDev, err = o.n.openPresentMap(o.spec.ID, mv.Number); err != nil {
+		return nil, err
+	}
+	self := wire.Hello{Role: "node", Name: o.n.cfg.Name, Instance: o.n.instance}
+	d.peer = newPeerVolume(ctx, self, remote, mv.Size, func() string { return o.n.addressOf(o.spec.Source) }, o.n.log)
+	d.vol.vol.SetRelay(d.peer)
+	if o.spec.Limit > 0 {
+		d.limiter = rate.NewLimiter(rate.Limit(o.spec.Limit), int(min(o.spec.Limit, 8<<20)))
+	}
+	return d, nil
+}
+
+// firstMode is the mode of the volumes before the machine's first action. Holding is always safe.
+func (o *targetOps) firstMode(rec *migrate.Record) error {
+	switch rec.Stage {
+	case migrate.Through:
+		return o.Relay()
+	case migrate.Filled, migrate.Deregistered:
+		return nil // a primary like any other: its group has set the mode
+	}
+	return o.setMode(o.ctx, volume.ModePending, false)
+}
+
+func (o *targetOps) setMode(ctx context.Context, mode volume.Mode, drain bool) error {
+	for _, d := range o.disk {
+		if err := d.vol.vol.SetMode(ctx, mode, drain); err != nil {
+			return fmt.Errorf("volume %s to %v mode: %w", d.mv.Target, mode, err)
+		}
+	}
+	return nil
+}
+
+func (o *targetOps) group() *group { return o.n.group(o.spec.Group.Name) }
+
+// Save also makes this node the group's primary in its own record, in the same write that opens e+1.
+func (o *targetOps) Save(r *migrate.Record) error {
+	return o.n.state.update(func(d *durable) error {
+		d.Moves[r.Spec.ID] = r
+		g := d.Groups[r.Spec.Group.Name]
+		switch {
+		case r.Stage == migrate.Opened && g.Role == control.RoleTarget:
+			g.Role = control.RolePrimary
+			g.Epoch = r.TargetEpoch()
+			g.Spec.Group.Primary, g.Spec.Group.Epoch, g.Spec.Group.PrimaryJournal = r.Spec.Target, g.Epoch, r.Spec.TargetJournal
+			for i := range g.Spec.Group.Pairs {
+				for _, mv := range r.Spec.Volumes {
+					if mv.Number == g.Spec.Group.Pairs[i].Number {
+						g.Spec.Group.Pairs[i].Primary = mv.Target
+					}
+				}
+			}
+		case r.Stage == migrate.Drained:
+			g.WANBase = r.WANBytes
+		}
+		return nil
+	})
+}
+
+// Pend: all volumes hold before the first one drains, so that the group stops as one.
+func (o *targetOps) Pend(ctx context.Context) error {
+	if err := o.setMode(ctx, volume.ModePending, false); err != nil {
+		return err
+	}
+	for _, d := range o.disk {
+		if err := d.vol.vol.Drain(ctx); err != nil {
+			return fmt.Errorf("relayed requests of %s: %w", d.mv.Target, err)
+		}
+	}
+	return nil
+}
+
+func (o *targetOps) Seal(ctx context.Context) (*control.Handover, error) {
+	var h control.Handover
+	err := o.n.call(ctx, o.spec.Source, control.CallMigrateSeal, control.MigrationID{ID: o.spec.ID}, &h)
+	if err != nil && wire.KindOf(err) == wire.KindRefused {
+		return nil, fmt.Errorf("%w: %v", migrate.ErrNotSealed, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &h, nil
+}
+
+func (o *targetOps) Adopt(h *control.Handover) error {
+	if h.ID != o.spec.ID || h.Epoch != o.spec.Group.Epoch || h.Cut == 0 {
+		return fmt.Errorf("hand-over of %s in epoch %d at %d is not this move's", h.ID, h.Epoch, h.Cut)
+	}
+	return o.group().vg.Adopt(record.Seq(h.Cut), tableOf(h.Table), h.Done)
+}
+
+func (o *targetOps) Decide(ctx context.Context, cut uint64) (string, error) {
+	if o.n.cfg.Manager == nil {
+		return "", errors.New("no manager is configured")
+	}
+	reply, err := o.n.cfg.Manager.Decide(ctx, o.spec.ID, control.DecideRequest{Node: o.spec.Target, Epoch: o.spec.Group.Epoch, Cut: cut})
+	return reply.Decided, err
+}
+
+// Serve opens the epoch in the log, once a run, and begins to feed the secondary.
+func (o *targetOps) Serve(context.Context) error {
+	g := o.group()
+	if err := g.serving(); err == nil {
+		return nil
+	}
+	return g.startPrimary(o.spec.Secondary)
+}
+
+// Release lets the held requests run here; what is absent has been known since the start.
+func (o *targetOps) Release() error {
+	if err := o.setMode(o.ctx, volume.ModeMigrating, false); err != nil {
+		return err
+	}
+	o.once.Do(func() {
+		for _, d := range o.disk {
+			o.fill.Go(func() {
+				if err := d.vol.vol.Fill(o.ctx); err != nil && o.ctx.Err() == nil {
+					o.n.log.Error("fill stopped", "volume", d.mv.Target, "cause", err)
+				}
+			})
+		}
+	})
+	return nil
+}
+
+func (o *targetOps) Relay() error { return o.setMode(o.ctx, volume.ModeThrough, false) }
+
+func (o *targetOps) Reopen(ctx context.Context) error {
+	return o.n.call(ctx, o.spec.Source, control.CallMigrateReopen, control.MigrationID{ID: o.spec.ID}, nil)
+}
+
+func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
+	var st control.MigrationStatus
+	if err := o.n.call(ctx, o.spec.Source, control.CallMigrateStatus, control.MigrationID{ID: o.spec.ID}, &st); err != nil {
+		return false, 0, err
+	}
+	return st.Drained, st.WANBytesSent, nil
+}
+
+// Single first has the secondary heard of: it must know this node as a source before it forgets the other.
+func (o *targetOps) Single(ctx context.Context) error {
+	var st control.MigrationStatus
+	id := control.MigrationID{ID: o.spec.ID}
+	if err := o.n.call(ctx, o.spec.Secondary, control.CallMigrateSource, id, &st); err != nil {
+		return err
+	}
+	return o.n.call(ctx, o.spec.Secondary, control.CallMigrateSingle, id, nil)
+}
+
+// Filled: every region is durably here and the secondary is durably past the cut, fed by this node.
+func (o *targetOps) Filled(ctx context.Context) (bool, error) {
+	for _, d := range o.disk {
+		st, ok := d.vol.vol.PresenceStatus()
+		if !ok {
+			continue // cleared by an earlier try
+		}
+		if st.Err != nil {
+			return false, st.Err
+		}
+		if st.Present < st.Regions {
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (o *targetOps) Normal() error {
+	for _, d := range o.disk {
+		if err := d.vol.vol.ClearPresence(); err != nil {
+			return fmt.Errorf("volume %s: %w", d.mv.Target, err)
+		}
+	}
+	return o.setMode(o.ctx, volume.ModeNormal, false)
+}
+
+// close ends what the move runs here; the volumes stay with their group.
+func (o *targetOps) close() {
+	o.fill.Wait()
+	for _, d := range o.disk {
+		d.vol.vol.SetRelay(nil)
+		d.peer.Close()
+		_ = d.mapDev.Close()
+	}
+}

@@ -1,0 +1,352 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"gantline/internal/block"
+	"gantline/internal/control"
+	"gantline/internal/nbd"
+	"gantline/internal/wire"
+)
+
+// Manager is what a node needs of the manager; the node works without it but for registration and decisions.
+type Manager interface {
+	SyncNode(ctx context.Context, report control.NodeReport) (control.NodeSyncReply, error)
+	Decide(ctx context.Context, id string, in control.DecideRequest) (control.DecideReply, error)
+}
+
+// Config of a node. Zero values are the defaults of INTERFACE §1.
+type Config struct {
+	Name, Site string
+	DataDir    string
+	Listen     []string // frames, for gateways and the manager; and for nodes if PeerListen is empty
+	PeerListen string
+	Advertise  string
+	NBD        string
+	NBDUnix    string
+	HTTP       string
+	Memory     int64 // bytes for caches of all groups
+	Manager    Manager
+	Logger     *slog.Logger
+	// Point is called around every step of a move that this process takes part in (kill points of tests).
+	Point func(step, edge string)
+	// Ready is told the real addresses once all is served.
+	Ready func(listen, nbd, http string)
+}
+
+// ErrRegistered: the manager refuses this node: another has its name.
+var ErrRegistered = errors.New("refused by the manager")
+
+// Node is a running storage node.
+type Node struct {
+	cfg      Config
+	log      *slog.Logger
+	state    *state
+	instance string
+	sessions *wire.Sessions
+	exports  *exports
+
+	// config serialises changes of configuration: one volume, journal, group or move at a time.
+	config sync.Mutex
+
+	mu      sync.Mutex
+	volumes map[string]*nodeVolume
+	groups  map[string]*group
+	moves   map[string]*move
+	callers map[string]*wire.Caller
+	address map[string]string // of other nodes, as last told
+
+	runCtx context.Context // ends when the node stops
+	work   sync.WaitGroup
+}
+
+// Run serves until ctx ends, then stops so that every volume's device is complete.
+func Run(ctx context.Context, cfg Config) error {
+	n, err := start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	err = n.serve(ctx)
+	return errors.Join(err, n.stop())
+}
+
+func (cfg *Config) defaults() {
+	if cfg.Point == nil {
+		cfg.Point = func(string, string) {}
+	}
+	if cfg.Ready == nil {
+		cfg.Ready = func(string, string, string) {}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if len(cfg.Listen) == 0 {
+		cfg.Listen = []string{"127.0.0.1:10821"}
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = 512 << 20
+	}
+}
+
+// start brings back from disk all that this node is. Order: volumes, then groups on them, then moves on those.
+func start(ctx context.Context, cfg Config) (*Node, error) {
+	cfg.defaults()
+	for _, dir := range []string{"volumes", "journals", "maps"} {
+		if err := os.MkdirAll(filepath.Join(cfg.DataDir, dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	debug.SetMemoryLimit(cfg.Memory)
+	st, err := openState(cfg.DataDir, cfg.Name, cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx,
+		volumes: map[string]*nodeVolume{}, groups: map[string]*group{}, moves: map[string]*move{},
+		callers: map[string]*wire.Caller{}, address: map[string]string{}}
+	n.exports = newExports(n)
+	n.sessions = wire.NewSessions(wire.SessionLimits{}, nil)
+	d := st.view()
+	for _, rec := range d.Volumes {
+		dev, err := block.OpenFile(rec.Device)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("volume %s/%s: %w", cfg.Name, rec.Name, err), n.stop())
+		}
+		if dev.Size() != rec.Size {
+			return nil, errors.Join(fmt.Errorf("volume %s/%s: %s has %d bytes, recorded are %d", cfg.Name, rec.Name, rec.Device, dev.Size(), rec.Size), n.stop())
+		}
+		n.addVolume(rec, dev)
+	}
+	if err := n.startGroups(d); err != nil {
+		return nil, errors.Join(err, n.stop())
+	}
+	return n, nil
+}
+
+// startGroups opens groups and moves. A group that cannot be opened does not keep the others from serving: it is
+// there as failed and says why.
+func (n *Node) startGroups(d *durable) error {
+	moves := map[string]*move{}
+	for id, rec := range d.Moves {
+		n.learn(rec.Spec.Address)
+		m, err := n.newMove(id, rec)
+		if err != nil {
+			return err
+		}
+		moves[id] = m
+	}
+	for name, rec := range d.Groups {
+		if rec.Role == control.RoleRetired {
+			continue
+		}
+		n.learn(rec.Spec.Address)
+		g := n.newGroup(name)
+		if err := g.open(rec); err != nil {
+			n.log.Error("group not opened", "group", name, "cause", err)
+			g.fail(err)
+		}
+	}
+	for id, rec := range d.Moves {
+		if runsTarget(rec) {
+			if err := n.startTarget(moves[id], rec); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serve listens and registers until ctx ends.
+func (n *Node) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	eg, ctx := errgroup.WithContext(ctx)
+	frames := wire.NewServer(n.handlers(), wire.Limits{})
+	addrs := append([]string(nil), n.cfg.Listen...)
+	if n.cfg.PeerListen != "" {
+		addrs = append(addrs, n.cfg.PeerListen)
+	}
+	var listens []net.Listener
+	for _, a := range addrs {
+		l, err := listenLoopback("tcp", a)
+		if err != nil {
+			return err
+		}
+		listens = append(listens, l)
+		eg.Go(func() error { return frames.Serve(ctx, l) })
+	}
+	nbdAddrs, err := n.serveNBD(ctx, eg)
+	if err != nil {
+		return err
+	}
+	httpAddr, err := n.serveHTTP(ctx, eg)
+	if err != nil {
+		return err
+	}
+	address := n.cfg.Advertise
+	if address == "" {
+		address = listens[len(listens)-1].Addr().String()
+	}
+	report := control.NodeReport{Node: control.Node{Name: n.cfg.Name, Site: n.cfg.Site, Install: n.state.view().Install,
+		Instance: n.instance, Address: address, NBD: nbdAddrs, Since: time.Now().UTC()}}
+	eg.Go(func() error { return n.sessions.Run(ctx) })
+	if n.cfg.Manager != nil {
+		eg.Go(func() error { return n.register(ctx, report) })
+	}
+	n.cfg.Ready(listens[0].Addr().String(), strings.Join(nbdAddrs, ","), httpAddr)
+	return eg.Wait()
+}
+
+// register keeps the manager told that this node is up. A manager that is away changes nothing here; one that refuses
+// the name ends a process that has not been registered before under it.
+func (n *Node) register(ctx context.Context, report control.NodeReport) error {
+	for {
+		call, cancel := context.WithTimeout(ctx, 5*time.Second)
+		reply, err := n.cfg.Manager.SyncNode(call, report)
+		cancel()
+		if err == nil && reply.Refused != "" {
+			return fmt.Errorf("%w: node %s: %s", ErrRegistered, n.cfg.Name, reply.Refused)
+		}
+		wait := 2 * time.Second
+		if err != nil {
+			wait = 500 * time.Millisecond
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// listenLoopback refuses any address beyond this machine: frames and NBD carry no TLS yet.
+func listenLoopback(network, addr string) (net.Listener, error) {
+	if network == "unix" {
+		if err := os.Remove(addr); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("listen on %s: %w", addr, err)
+		}
+		return net.Listen(network, addr)
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %q: %w", addr, err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil, &AddressError{Address: addr}
+	}
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
+}
+
+// AddressError: plain text is spoken on loopback only, and TLS is not built yet.
+type AddressError struct{ Address string }
+
+func (e *AddressError) Error() string {
+	return fmt.Sprintf("listen on %s refused: connections are not encrypted yet, so only loopback addresses are allowed", e.Address)
+}
+
+// serveNBD serves the node's own exports.
+func (n *Node) serveNBD(ctx context.Context, eg *errgroup.Group) ([]string, error) {
+	if n.cfg.NBD == "" && n.cfg.NBDUnix == "" {
+		return nil, nil
+	}
+	server := nbd.NewServer(nbd.Options{Exports: n.exports, Log: n.log, MaxConns: 64, MaxBytes: 32 << 20})
+	eg.Go(func() error {
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		return server.Shutdown(stop)
+	})
+	var addrs []string
+	add := func(network, addr string) error {
+		l, err := listenLoopback(network, addr)
+		if err != nil {
+			return err
+		}
+		name := l.Addr().String()
+		if network == "unix" {
+			name = "unix:" + addr
+		}
+		addrs = append(addrs, name)
+		eg.Go(func() error { return server.Serve(ctx, l) })
+		return nil
+	}
+	if n.cfg.NBD != "" {
+		if err := add("tcp", n.cfg.NBD); err != nil {
+			return nil, err
+		}
+	}
+	if n.cfg.NBDUnix != "" {
+		if err := add("unix", n.cfg.NBDUnix); err != nil {
+			return nil, err
+		}
+	}
+	return addrs, nil
+}
+
+func (n *Node) serveHTTP(ctx context.Context, eg *errgroup.Group) (string, error) {
+	if n.cfg.HTTP == "" {
+		return "", nil
+	}
+	l, err := listenLoopback("tcp", n.cfg.HTTP)
+	if err != nil {
+		return "", err
+	}
+	srv := &http.Server{Handler: n.healthHandler(), ReadHeaderTimeout: 10 * time.Second}
+	eg.Go(func() error {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	eg.Go(func() error {
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		return srv.Shutdown(stop)
+	})
+	return l.Addr().String(), nil
+}
+
+// stop ends moves, then groups, then volumes: what still has to be written is written, so that devices are complete.
+func (n *Node) stop() error {
+	n.mu.Lock()
+	moves, groups, volumes, callers := n.moves, n.groups, n.volumes, n.callers
+	n.mu.Unlock()
+	var errs []error
+	for _, m := range moves {
+		m.stop()
+	}
+	for _, g := range groups {
+		errs = append(errs, g.close())
+	}
+	n.work.Wait()
+	for _, v := range volumes {
+		errs = append(errs, v.vol.Close(), v.dev.Close())
+	}
+	for _, c := range callers {
+		c.Close()
+	}
+	return errors.Join(errs...)
+}
+
+func splitName(full string) (node, name string) {
+	node, name, _ = strings.Cut(full, "/")
+	return node, name
+}

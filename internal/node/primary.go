@@ -1,0 +1,375 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"gantline/internal/control"
+	"gantline/internal/record"
+	"gantline/internal/sender"
+	"gantline/internal/volume"
+	"gantline/internal/wire"
+)
+
+// startPrimaryRole brings back a primary at the start of the node. A log that ends with a fence is sealed: this node
+// is the source of a move, unless it has recorded since that it goes on in a later epoch.
+func (g *group) startPrimaryRole(rec *groupRecord) error {
+	g.goRun()
+	if cut, _, sealed := g.vg.Sealed(); sealed {
+		if row, ok := g.vg.Table().At(cut); ok && row.Epoch >= rec.Epoch {
+			return g.resumeSource(rec, cut)
+		}
+	}
+	return g.startPrimary(rec.Spec.Group.Secondary)
+}
+
+// startPrimary opens the next row of the epoch table and serves hosts in it. A row is never opened twice: recovery goes
+// on in a new incarnation, so what a crash has left behind the end of the log is never taken for a record.
+func (g *group) startPrimary(secondary string) error {
+	rec := g.n.state.view().Groups[g.name]
+	row := record.Row{Epoch: rec.Epoch, Incarnation: 1, Node: g.n.cfg.Name, First: g.vg.Appended() + 1}
+	if cur, ok := g.vg.Table().Current(); ok {
+		switch {
+		case cur.Epoch > rec.Epoch:
+			return fmt.Errorf("log is in epoch %d, this node serves in %d", cur.Epoch, rec.Epoch)
+		case cur.Epoch == rec.Epoch && cur.Node != g.n.cfg.Name:
+			return fmt.Errorf("log says that epoch %d is %s's", cur.Epoch, cur.Node)
+		case cur.Epoch == rec.Epoch:
+			row.Incarnation = cur.Incarnation + 1
+		}
+	}
+	if err := g.vg.Serve(row); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.role, g.epoch = control.RolePrimary, rec.Epoch
+	g.mu.Unlock()
+	for _, m := range rec.Members {
+		g.n.volume(m.Volume).epoch.Store(rec.Epoch)
+	}
+	if len(rec.Members) == 0 {
+		return nil
+	}
+	return g.startFeed(secondary, rec.Members)
+}
+
+// serving is nil if this node serves the group's hosts.
+func (g *group) serving() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.err != nil:
+		return g.err
+	case g.epoch == 0:
+		return errors.New("not serving")
+	}
+	return nil
+}
+
+// startFeed makes the secondary a subscriber and begins to send. Repeated, it changes nothing.
+func (g *group) startFeed(secondary string, members []memberRecord) error {
+	if g.sub == nil {
+		changed := map[record.VolumeNumber]volume.Bitmap{}
+		for _, m := range members {
+			changed[record.VolumeNumber(m.Number)] = g.maps[m.Number].bits
+		}
+		sub, err := g.vg.Subscribe(secondaryName, volume.SubscriberConfig{Retain: volume.RetainApplied, Changed: changed,
+			BlockSize: markSize, OnEvent: g.subscriberEvent})
+		if err != nil {
+			return err
+		}
+		g.mu.Lock()
+		g.sub = sub
+		g.mu.Unlock()
+	}
+	g.feedFrom(secondary)
+	return nil
+}
+
+func (g *group) feedFrom(secondary string) {
+	g.feed = newScope()
+	snd := sender.New(sender.Config{
+		Source: feedSource{g.sub},
+		Hello:  wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			addr := g.n.addressOf(secondary)
+			if addr == "" {
+				return nil, fmt.Errorf("address of node %s is not known", secondary)
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", addr)
+		},
+		Sent:   g.wan.add,
+		Logger: g.n.log,
+	})
+	g.mu.Lock()
+	g.snd = snd
+	g.mu.Unlock()
+	feed := g.feed
+	feed.work.Go(func() { snd.Run(feed.ctx) })
+	feed.work.Go(func() { g.copyLoop(feed.ctx) })
+}
+
+// feedSource is a subscriber as its sender knows it.
+type feedSource struct{ *volume.Subscriber }
+
+func (s feedSource) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error) {
+	recs, err := s.Subscriber.Read(from, maxRecords, maxBytes)
+	switch {
+	case errors.Is(err, volume.ErrSuspended):
+		err = fmt.Errorf("%w: %w", sender.ErrSuspended, err)
+	case errors.Is(err, volume.ErrTrimmed):
+		err = fmt.Errorf("%w: %w", sender.ErrTrimmed, err)
+	}
+	return recs, err
+}
+
+func (g *group) subscriberEvent(e volume.SubscriberEvent) {
+	g.n.log.Warn("copying changed state", "group", g.name, "state", e.State, "cause", e.Reason)
+	g.mu.Lock()
+	g.cause = e.Reason
+	snd := g.snd
+	g.mu.Unlock()
+	if snd != nil {
+		snd.Wake()
+	}
+	g.pokeCopy()
+}
+
+// addPrimary takes a volume into a serving group. Its blocks that are not zero are marked before its first write is
+// numbered, so that nothing it holds is missed.
+func (g *group) addPrimary(ctx context.Context, mem memberRecord, m volume.Member, payload []byte) error {
+	bits, dev, err := g.n.openChangedMap(g.name, mem.Number, bitsFor(m.Volume.Size(), markSize))
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.maps[mem.Number] = changedMap{bits, dev}
+	g.mu.Unlock()
+	if g.sub != nil {
+		if err := g.sub.AddMap(m.Number, bits); err != nil {
+			return err
+		}
+	}
+	if err := g.vg.Add(ctx, m, payload); err != nil {
+		return err
+	}
+	rec := g.n.state.view().Groups[g.name]
+	g.n.volume(mem.Volume).epoch.Store(rec.Epoch)
+	if g.sub == nil {
+		return g.startFeed(rec.Spec.Group.Secondary, rec.Members)
+	}
+	g.pokeCopy()
+	return nil
+}
+
+func (g *group) pokeCopy() {
+	select {
+	case g.copyWake <- struct{}{}:
+	default:
+	}
+}
+
+// copyLoop does the background copies to the secondary: initial copies, and a resync that was under way or is asked for.
+func (g *group) copyLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := g.copyOnce(ctx)
+		wait := time.Hour
+		if err != nil && ctx.Err() == nil {
+			g.n.log.Warn("background copy waits", "group", g.name, "cause", err)
+			wait = time.Second
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-g.copyWake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+func (g *group) copyOnce(ctx context.Context) error {
+	switch g.sub.State() {
+	case volume.SubSuspended:
+		g.mu.Lock()
+		asked, atOnce := g.resume, g.atOnce
+		g.mu.Unlock()
+		if !asked {
+			return nil
+		}
+		return g.resync(ctx, atOnce)
+	case volume.SubResyncing:
+		return g.resync(ctx, false)
+	}
+	return g.initialCopies(ctx)
+}
+
+// initialCopies marks and copies volumes that are new to the pair. The record of a finished copy comes last: dead
+// before it, a look at the empty map finishes it.
+func (g *group) initialCopies(ctx context.Context) error {
+	var todo []memberRecord
+	for _, m := range g.n.state.view().Groups[g.name].Members {
+		if m.Initial {
+			todo = append(todo, m)
+		}
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	for _, m := range todo {
+		if m.Marked {
+			continue
+		}
+		if err := g.sub.MarkData(record.VolumeNumber(m.Number)); err != nil {
+			return err
+		}
+		if err := g.updateMember(m.Number, func(r *memberRecord) { r.Marked = true }); err != nil {
+			return err
+		}
+	}
+	if err := g.sub.RunCopy(ctx, volume.CopyOptions{Parallel: 4, AtOnce: true}); err != nil {
+		return err
+	}
+	for _, m := range todo {
+		if err := g.updateMember(m.Number, func(r *memberRecord) { r.Initial = false }); err != nil {
+			return err
+		}
+	}
+	g.pokeCopy() // another volume may have come meanwhile
+	return nil
+}
+
+func (g *group) updateMember(number uint16, change func(*memberRecord)) error {
+	return g.n.state.update(func(d *durable) error {
+		if r := d.Groups[g.name]; r != nil && r.member(number) != nil {
+			change(r.member(number))
+		}
+		return nil
+	})
+}
+
+// resync copies what is marked, as one step: begin, the blocks and what hosts write meanwhile, end. A try that ends
+// early leaves its marks and is begun anew.
+func (g *group) resync(ctx context.Context, atOnce bool) error {
+	if _, err := g.sub.BeginStep(atOnce); err != nil {
+		return err
+	}
+	g.snd.Wake()
+	if err := g.sub.RunCopy(ctx, volume.CopyOptions{Parallel: 4}); err != nil {
+		return err
+	}
+	if _, err := g.sub.EndStep(ctx); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.resume = false
+	g.mu.Unlock()
+	return g.initialCopies(ctx)
+}
+
+func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
+	g, err := n.feeding(name)
+	if err != nil {
+		return control.GroupStatus{}, err
+	}
+	g.mu.Lock()
+	g.resume = false
+	g.mu.Unlock()
+	if err := g.sub.Suspend("by command"); err != nil {
+		return control.GroupStatus{}, err
+	}
+	return g.status(), nil
+}
+
+// resumeGroup begins the resync; it does not wait for its end.
+func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) {
+	g, err := n.feeding(in.Name)
+	if err != nil {
+		return control.GroupStatus{}, err
+	}
+	g.mu.Lock()
+	g.resume, g.atOnce = true, in.AllowInconsistent
+	g.mu.Unlock()
+	g.pokeCopy()
+	return g.status(), nil
+}
+
+// feeding returns a group that this node feeds to a secondary.
+func (n *Node) feeding(name string) (*group, error) {
+	g := n.group(name)
+	if g == nil {
+		return nil, notFound("group %s is not on node %s", name, n.cfg.Name)
+	}
+	if err := g.serving(); err != nil {
+		return nil, refused("group %s: %v", name, err)
+	}
+	if g.sub == nil {
+		return nil, refused("group %s has no pair yet", name)
+	}
+	return g, nil
+}
+
+// becomeSource: this node has sealed its epoch. It goes on sending up to the cut and answers fetches; no host.
+func (g *group) becomeSource(cut record.Seq) {
+	g.mu.Lock()
+	g.role, g.epoch = control.RoleSource, 0
+	snd := g.snd
+	g.mu.Unlock()
+	if snd != nil {
+		snd.StopAt(cut)
+	}
+	if g.feed != nil {
+		feed := g.feed
+		feed.work.Go(func() { g.noteDrained(feed.ctx) })
+	}
+}
+
+// resumeSource brings a sealed source back after a restart.
+func (g *group) resumeSource(rec *groupRecord, cut record.Seq) error {
+	for _, m := range rec.Members {
+		v := g.n.volume(m.Volume)
+		if to := g.n.successor(m.Volume); to != nil {
+			v.vol.SetSuccessor(to)
+		}
+		v.epoch.Store(rec.Epoch)
+		if err := v.vol.SetMode(context.Background(), volume.ModeMoved, false); err != nil {
+			return err
+		}
+	}
+	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil {
+		return err
+	}
+	g.becomeSource(cut)
+	return nil
+}
+
+// sealed: the log ends with a fence and no later epoch has been opened here.
+func (g *group) sealed() bool {
+	if g.vg == nil {
+		return false
+	}
+	_, _, ok := g.vg.Sealed()
+	return ok
+}
+
+// reopen has a source whose move was refused serve again. Not sealed, it has never stopped.
+func (g *group) reopen() error {
+	if !g.sealed() {
+		return nil
+	}
+	g.feed.stop()
+	rec := g.n.state.view().Groups[g.name]
+	if err := g.startPrimary(rec.Spec.Group.Secondary); err != nil {
+		return err
+	}
+	for _, m := range rec.Members {
+		if err := g.n.volume(m.Volume).vol.SetMode(context.Background(), volume.ModeNormal, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"gantline/internal/block"
+	"gantline/internal/wire"
+)
+
+// peerVolume is a volume of another node, reached over one io connection that is made again after a loss. Requests
+// keep their session and number, so one that is sent again after a loss is done once. What is unanswered when the
+// connection is lost is sent again first, in its order.
+type peerVolume struct {
+	addr   func() string
+	self   wire.Hello
+	volume string
+	size   int64
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	client *wire.IOClient
+	queue  []*block.Request // waiting for a connection, in order
+	closed bool
+	cause  error // why there is no connection
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wake   chan struct{}
+	work   sync.WaitGroup
+}
+
+func newPeerVolume(ctx context.Context, self wire.Hello, volume string, size int64, addr func() string, log *slog.Logger) *peerVolume {
+	p := &peerVolume{addr: addr, self: self, volume: volume, size: size, log: log, wake: make(chan struct{}, 1)}
+	p.ctx, p.cancel = context.WithCancel(ctx)
+	p.work.Go(p.run)
+	return p
+}
+
+// Submit implements block.Target. Requests wait while the connection is away; whoever submits bounds their number.
+func (p *peerVolume) Submit(reqs []*block.Request) {
+	p.mu.Lock()
+	c := p.client
+	if p.closed {
+		p.mu.Unlock()
+		finishAll(reqs, block.ErrShutdown)
+		return
+	}
+	if c == nil || len(p.queue) > 0 {
+		p.queue = append(p.queue, reqs...)
+		p.mu.Unlock()
+		p.poke()
+		return
+	}
+	// Sent under the lock: a loss that comes meanwhile returns them behind it, in order.
+	err := c.Send(reqs)
+	if err != nil {
+		p.queue = append(p.queue, reqs...)
+	}
+	p.mu.Unlock()
+	if err != nil {
+		p.poke()
+		return
+	}
+	c.WaitRoom()
+}
+
+func finishAll(reqs []*block.Request, err error) {
+	for _, r := range reqs {
+		r.Finish(err)
+	}
+}
+
+func (p *peerVolume) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// lost is called by a client, last, with what it had not had answered.
+func (p *peerVolume) lost(reqs []*block.Request, err error) {
+	p.mu.Lock()
+	p.client, p.cause = nil, err
+	if p.closed {
+		p.mu.Unlock()
+		finishAll(reqs, block.ErrShutdown)
+		return
+	}
+	p.queue = append(append([]*block.Request(nil), reqs...), p.queue...)
+	p.mu.Unlock()
+	p.poke()
+}
+
+// reconnectEvery bounds attempts while the peer is away.
+const reconnectEvery = 100 * time.Millisecond
+
+func (p *peerVolume) run() {
+	for p.ctx.Err() == nil {
+		if err := p.connect(); err != nil {
+			p.mu.Lock()
+			p.cause = err
+			p.mu.Unlock()
+		}
+		wait := time.NewTimer(reconnectEvery)
+		p.mu.Lock()
+		up := p.client != nil
+		p.mu.Unlock()
+		if up {
+			wait.Stop()
+			select {
+			case <-p.ctx.Done():
+			case <-p.wake:
+			}
+			continue
+		}
+		select {
+		case <-p.ctx.Done():
+		case <-wait.C:
+		}
+	}
+}
+
+// connect makes a connection if there is none and sends what waits.
+func (p *peerVolume) connect() error {
+	p.mu.Lock()
+	c := p.client
+	p.mu.Unlock()
+	if c == nil {
+		addr := p.addr()
+		if addr == "" {
+			return errors.New("address not known")
+		}
+		fresh, err := wire.DialIO(p.ctx, addr, p.self, wire.IOParams{Volume: p.volume}, wire.IOClientHooks{Lost: p.lost})
+		if err != nil {
+			return err
+		}
+		if fresh.Size() != p.size {
+			fresh.Close()
+			return fmt.Errorf("volume %s has %d bytes there, not %d", p.volume, fresh.Size(), p.size)
+		}
+		c = fresh
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	queue := p.queue
+	if len(queue) > 0 {
+		if err := c.Send(queue); err != nil {
+			return err
+		}
+	}
+	p.queue, p.cause = nil, nil
+	if c.Conn().Err() == nil {
+		p.client = c
+	}
+	return nil
+}
+
+// Err is why the peer cannot be reached, nil if it can.
+func (p *peerVolume) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.client == nil && p.cause == nil {
+		return errors.New("not connected yet")
+	}
+	return p.cause
+}
+
+// Epoch is the peer's, as it last said.
+func (p *peerVolume) Close() {
+	p.mu.Lock()
+	p.closed = true
+	c, queue := p.client, p.queue
+	p.queue = nil
+	p.mu.Unlock()
+	p.cancel()
+	p.work.Wait()
+	finishAll(queue, block.ErrShutdown)
+	if c != nil {
+		c.Bye()
+	}
+}
+
+// Fetch implements volume.Fetcher: it reads what a sealed source holds at its cut.
+func (p *peerVolume) Fetch(ctx context.Context, off int64, data []byte) error {
+	if err := p.Err(); err != nil {
+		return err // a fetch has its own retries; it does not wait here
+	}
+	done := make(waiter, 1)
+	r := &block.Request{Op: block.OpRead, Flags: block.FlagFetch, Offset: off, Length: int64(len(data)), Data: data, Completer: done}
+	p.Submit([]*block.Request{r})
+	select {
+	case <-done:
+		return r.Err
+	case <-ctx.Done():
+		// The answer may still come and be written into data: the caller gives the buffer up with the error.
+		return context.Cause(ctx)
+	}
+}
+
+// waiter is a Completer for one request that somebody waits for.
+type waiter chan struct{}
+
+func (w waiter) Complete(*block.Request) { w <- struct{}{} }

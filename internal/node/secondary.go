@@ -1,0 +1,171 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"gantline/internal/apply"
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/receiver"
+	"gantline/internal/record"
+	"gantline/internal/statefile"
+	"gantline/internal/volume"
+	"gantline/internal/wire"
+)
+
+// startSecondary makes the group follow: what a believed source sends is stored in the log here, made durable, and
+// applied in order. After a restart what the log holds is applied again from the checkpoint on.
+func (g *group) startSecondary(rec *groupRecord) error {
+	if err := g.jnl.Resume(); err != nil {
+		return err
+	}
+	if err := g.vg.Follow(); err != nil {
+		return err
+	}
+	believed, state, repaired, err := statefile.Open(g.beliefPath())
+	if err != nil {
+		return err
+	}
+	if repaired != "" {
+		g.n.log.Warn("belief repaired", "group", g.name, "cause", repaired)
+	}
+	cur := g.jnl.Cursors()
+	applied := g.vg.Applied()
+	g.app, err = apply.Open(apply.Config{
+		Log: groupLog{g.jnl}, Sink: g.vg,
+		State: apply.State{Applied: applied, Consistent: !rec.Inconsistent},
+		Save: func(s apply.State) error {
+			return g.n.state.update(func(d *durable) error { d.Groups[g.name].Inconsistent = !s.Consistent; return nil })
+		},
+		Stored: cur.Appended, Durable: cur.Durable,
+		Progress: func(seq record.Seq) {
+			if g.rcv != nil {
+				g.rcv.Applied(seq)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// An asynchronous source sends only what is durable with it, so all that is stored here lies below its mark.
+	g.app.Mark(cur.Appended)
+	g.rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: g.app, Applied: applied,
+		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: 2 * time.Millisecond})
+	if err != nil {
+		return err
+	}
+	if state == nil {
+		first := receiver.Permit{Epoch: record.EpochID{Number: rec.Spec.Group.Epoch, Node: rec.Spec.Group.Primary}}
+		if err := g.rcv.Permit(first); err != nil {
+			return err
+		}
+	}
+	for _, m := range rec.Members {
+		if err := g.n.volume(m.Volume).vol.SetMode(context.Background(), volume.ModeReadOnly, false); err != nil {
+			return err
+		}
+	}
+	g.goRun()
+	g.run.work.Go(func() { g.watch(g.app.Run) })
+	g.run.work.Go(func() { g.watch(g.rcv.Run) })
+	return nil
+}
+
+func (g *group) watch(run func(context.Context) error) {
+	if err := run(g.run.ctx); err != nil && g.run.ctx.Err() == nil {
+		g.n.log.Error("secondary stopped", "group", g.name, "cause", err)
+		g.fail(err)
+	}
+}
+
+func (g *group) beliefPath() string { return filepath.Join(g.n.cfg.DataDir, "maps", g.name+".belief") }
+
+// serveStream takes a stream until it, the node or the group ends.
+func (g *group) serveStream(ctx context.Context, in *wire.Incoming) error {
+	if g.rcv == nil {
+		return refused("group %s on node %s is %s, not a secondary", g.name, g.n.cfg.Name, g.status().Role)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.run.ctx, cancel)()
+	return g.rcv.Handle(ctx, in)
+}
+
+// permit allows epochs that may follow, without a source being forgotten for it.
+func (g *group) permit(ids ...record.EpochID) error {
+	if g.rcv == nil {
+		return refused("group %s on node %s is not a secondary", g.name, g.n.cfg.Name)
+	}
+	for _, id := range ids {
+		if err := g.rcv.Permit(receiver.Permit{Epoch: id}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *group) forbid(id record.EpochID) error {
+	if g.rcv == nil {
+		return nil
+	}
+	return g.rcv.Revoke(id)
+}
+
+// moveSource tells the secondary that the target serves now (S807) and learns how far it is. The fence in the log and
+// the permission from registration have told it already; this is where it is asked.
+func (n *Node) moveSource(id string) (control.MigrationStatus, error) {
+	_, rec, err := n.move(id)
+	if err != nil {
+		return control.MigrationStatus{}, err
+	}
+	g := n.group(rec.Spec.Group.Name)
+	if g == nil || g.rcv == nil {
+		return control.MigrationStatus{}, refused("migration %s: node %s is not its secondary", id, n.cfg.Name)
+	}
+	n.cfg.Point(control.StepSource, "before")
+	st, err := n.moveStatus(id)
+	n.cfg.Point(control.StepSource, "after")
+	return st, err
+}
+
+// moveSingle leaves the target as the only source (S818). Refused while the old one owes records.
+func (n *Node) moveSingle(_ context.Context, id string) error {
+	_, rec, err := n.move(id)
+	if err != nil {
+		return err
+	}
+	if rec.Stage == migrate.Single || rec.Stage == migrate.Deregistered {
+		return nil
+	}
+	g := n.group(rec.Spec.Group.Name)
+	if g == nil || g.rcv == nil {
+		return refused("migration %s: node %s is not its secondary", id, n.cfg.Name)
+	}
+	target := record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target}
+	n.cfg.Point(control.StepSingle, "before")
+	if err := g.rcv.Single(target, false); err != nil {
+		return err
+	}
+	err = n.state.update(func(d *durable) error {
+		d.Moves[id].Stage = migrate.Single
+		sp := &d.Groups[rec.Spec.Group.Name].Spec.Group
+		sp.Primary, sp.Epoch = rec.Spec.Target, rec.TargetEpoch()
+		return nil
+	})
+	if err == nil {
+		n.cfg.Point(control.StepSingle, "after")
+	}
+	return err
+}
+
+// secondaryState is what a secondary failed with, in the words of a pair state.
+func secondaryState(err error) string {
+	var ref *receiver.Refusal
+	if errors.As(err, &ref) && ref.Reason == receiver.ReasonSplitBrain {
+		return "split-brain"
+	}
+	return "failed"
+}

@@ -1,0 +1,402 @@
+package node
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/record"
+	"gantline/internal/sender"
+	"gantline/internal/volume"
+	"gantline/internal/wire"
+)
+
+// call asks another node. The connection is kept for the next call.
+func (n *Node) call(ctx context.Context, node, method string, in, out any) error {
+	addr := n.addressOf(node)
+	if addr == "" {
+		return &wire.Error{Kind: wire.KindUnavailable, Message: "address of node " + node + " is not known"}
+	}
+	n.mu.Lock()
+	c := n.callers[addr]
+	if c == nil {
+		c = wire.NewCaller(addr, wire.Hello{Role: "node", Name: n.cfg.Name, Instance: n.instance})
+		n.callers[addr] = c
+	}
+	n.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return c.Call(ctx, method, in, out)
+}
+
+func (n *Node) status() control.NodeStatus {
+	d := n.state.view()
+	st := control.NodeStatus{Name: n.cfg.Name, Install: d.Install, Instance: n.instance, Volumes: []control.VolumeStatus{},
+		Journals: []control.JournalStatus{}, Groups: []control.GroupStatus{}, Migrations: []control.MigrationStatus{}}
+	for _, name := range sortedKeys(d.Volumes) {
+		if v, err := n.volumeStatus(name); err == nil {
+			st.Volumes = append(st.Volumes, v)
+		}
+	}
+	for _, name := range sortedKeys(d.Journals) {
+		if j, err := n.journalStatus(name); err == nil {
+			st.Journals = append(st.Journals, j)
+		}
+	}
+	for _, name := range sortedKeys(d.Groups) {
+		if g := n.group(name); g != nil {
+			st.Groups = append(st.Groups, g.status())
+		}
+	}
+	for _, id := range sortedKeys(d.Moves) {
+		if m, err := n.moveStatus(id); err == nil {
+			st.Migrations = append(st.Migrations, m)
+		}
+	}
+	return st
+}
+
+func (n *Node) volumeStatus(name string) (control.VolumeStatus, error) {
+	d := n.state.view()
+	rec, v := d.Volumes[name], n.volume(name)
+	if rec == nil || v == nil {
+		return control.VolumeStatus{}, notFound("volume %s/%s does not exist", n.cfg.Name, name)
+	}
+	st := control.VolumeStatus{Name: name, ID: rec.ID, Size: rec.Size, Device: rec.Device, Role: "lone",
+		Mode: v.vol.Mode().String(), State: "ok"}
+	if rec.Retired {
+		st.Role = control.RoleRetired
+		return st, nil
+	}
+	for gname, gr := range d.Groups {
+		for _, m := range gr.Members {
+			if m.Volume == name && gr.Role != control.RoleRetired {
+				st.Group = gname
+				n.memberStatus(&st, gname, m)
+			}
+		}
+	}
+	if ps, ok := v.vol.PresenceStatus(); ok {
+		present := min(ps.Present*regionSize, rec.Size)
+		st.PresentBytes = &present
+	}
+	return st, nil
+}
+
+func (n *Node) memberStatus(st *control.VolumeStatus, gname string, m memberRecord) {
+	g := n.group(gname)
+	if g == nil {
+		return
+	}
+	gs := g.status()
+	st.Role = gs.Role
+	if gs.Error != "" {
+		st.State = gs.Error
+	}
+	switch gs.Role {
+	case control.RoleSecondary:
+		st.Applied = &gs.Applied
+	case control.RolePrimary, control.RoleSource:
+		g.mu.Lock()
+		if cm, ok := g.maps[m.Number]; ok {
+			bytes := cm.bits.Count() * markSize
+			st.ChangedBytes = &bytes
+		}
+		g.mu.Unlock()
+	}
+}
+
+func (n *Node) journalStatus(name string) (control.JournalStatus, error) {
+	d := n.state.view()
+	rec := d.Journals[name]
+	if rec == nil {
+		return control.JournalStatus{}, notFound("journal %s/%s does not exist", n.cfg.Name, name)
+	}
+	st := control.JournalStatus{Name: name, Size: rec.Size, Devices: rec.Devices}
+	for gname, gr := range d.Groups {
+		if gr.Journal != name || gr.Role == control.RoleRetired {
+			continue
+		}
+		st.Group = gname
+		g := n.group(gname)
+		if g == nil {
+			continue
+		}
+		gs := g.status()
+		st.Used, st.Capacity = gs.JournalUsed, gs.JournalCapacity
+		st.Stored, st.Applied = gs.Appended, gs.Applied
+		st.Transferred = gs.Sent
+		if gs.Role == control.RoleSecondary {
+			st.Transferred = gs.Durable
+		}
+		g.mu.Lock()
+		if g.jnl != nil {
+			st.Discarded = uint64(g.jnl.Cursors().Trimmed)
+		}
+		g.mu.Unlock()
+	}
+	return st, nil
+}
+
+// status says what is so, from facts: role and epoch from what is durable, the rest from who does the work.
+func (g *group) status() control.GroupStatus {
+	rec := g.n.state.view().Groups[g.name]
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	st := control.GroupStatus{Name: g.name, Role: g.role, WANBytesSent: g.wan.total()}
+	if g.err != nil {
+		st.Error = g.err.Error()
+	}
+	if rec == nil || g.vg == nil {
+		st.State = "failed"
+		return st
+	}
+	st.WANBytesSent += rec.WANBase
+	st.Epoch, st.Node = rec.Spec.Group.Epoch, rec.Spec.Group.Primary
+	if row, ok := g.vg.Table().Current(); ok {
+		st.Epoch, st.Node = row.Epoch, row.Node
+	}
+	st.JournalUsed, st.JournalCapacity = g.jnl.Space()
+	st.Appended, st.Durable = uint64(g.vg.Appended()), uint64(g.vg.Durable())
+	switch g.role {
+	case control.RoleSecondary:
+		g.secondaryStatus(&st, rec)
+	case control.RoleTarget:
+		st.State, st.Consistent = "paired", true
+	default:
+		g.primaryStatus(&st, rec)
+	}
+	if g.err != nil {
+		st.State, st.BlockedOn = "failed", g.err.Error()
+		if g.role == control.RoleSecondary {
+			st.State = secondaryState(g.err)
+		}
+	}
+	return st
+}
+
+// primaryStatus is called under mu.
+func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
+	st.Peer = rec.Spec.Group.Secondary
+	st.State, st.Consistent = g.pairState(rec)
+	st.CopySource = g.n.cfg.Name
+	if g.sub == nil || g.snd == nil {
+		st.Applied, st.Heard = st.Appended, len(rec.Members) == 0
+		return
+	}
+	snd := g.snd.Status()
+	_, durable, applied := g.sub.Cursor()
+	st.Sent, st.Acked, st.Applied = uint64(max(snd.Sent, durable)), uint64(durable), uint64(applied)
+	st.Heard, st.LinkUp = snd.Heard, snd.State == sender.StateStreaming || snd.State == sender.StateResync
+	lag := g.sub.Lag()
+	st.LagBytes, st.LagSeconds = lag.Bytes, lag.Age.Seconds()
+	st.ChangedBytes = g.sub.ChangedBytes()
+	st.BlockedOn = snd.BlockedOn
+	if snd.State == sender.StateRefused && snd.Reason == "split-brain" {
+		st.State = "split-brain"
+	}
+	if st.State == "suspended" && g.cause != "" {
+		st.BlockedOn = g.cause
+	}
+	if g.role == control.RoleSource {
+		if g.vgDrained(durable) {
+			st.WANBytesSent = 0 // counted by the target from now on
+		}
+		return
+	}
+	if p := g.sub.CopyProgress(); p.Total > 0 && st.State != "paired" && st.State != "suspended" {
+		kind := "initial"
+		if st.State == "resyncing" {
+			kind = "resync"
+		}
+		st.Copy = g.copyStatus(kind, p.Done, p.Total)
+	}
+}
+
+// vgDrained: see drained; called under mu.
+func (g *group) vgDrained(durable record.Seq) bool {
+	cut, _, ok := g.vg.Sealed()
+	return ok && durable >= cut
+}
+
+func (g *group) pairState(rec *groupRecord) (state string, consistent bool) {
+	if len(rec.Members) == 0 || g.sub == nil {
+		return "empty", true
+	}
+	initial := false
+	for _, m := range rec.Members {
+		initial = initial || m.Initial
+	}
+	switch s := g.sub.State(); {
+	case s == volume.SubSuspended:
+		return "suspended", !initial
+	case s == volume.SubResyncing:
+		return "resyncing", !initial && !g.atOnce
+	case initial:
+		return "initial-copy", false
+	}
+	return "paired", true
+}
+
+// secondaryStatus is called under mu.
+func (g *group) secondaryStatus(st *control.GroupStatus, rec *groupRecord) {
+	rs, as := g.rcv.Status(), g.app.Status()
+	st.State, st.Consistent = "paired", as.State.Consistent
+	st.CopySource, st.LinkUp = rs.CopySource, len(rs.Connected) > 0
+	st.Appended, st.Durable, st.Applied = uint64(rs.Stored), uint64(rs.Durable), uint64(as.State.Applied)
+	st.Heard, st.BlockedOn = true, rs.BlockedOn
+	st.Peer = rec.Spec.Group.Primary
+	for _, err := range []error{rs.Err, as.Err} {
+		if err != nil {
+			st.State, st.Error, st.BlockedOn = secondaryState(err), err.Error(), err.Error()
+		}
+	}
+}
+
+// copyStatus is called under mu. The time left is by the mean rate since the copy was first seen.
+func (g *group) copyStatus(kind string, done, total int64) *control.CopyStatus {
+	c := &control.CopyStatus{Kind: kind, BytesDone: done, BytesTotal: total, Percent: 100 * float64(done) / float64(total)}
+	if g.copySeen.total != total {
+		g.copySeen = copySeen{total: total, done: done, at: time.Now()}
+	}
+	if moved := done - g.copySeen.done; moved > 0 {
+		eta := time.Since(g.copySeen.at).Seconds() * float64(total-done) / float64(moved)
+		c.ETASeconds = &eta
+	}
+	return c
+}
+
+// copySeen is where a copy stood when it was first looked at.
+type copySeen struct {
+	total, done int64
+	at          time.Time
+}
+
+// moveStatus is this node's word on a move.
+func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
+	m, rec, err := n.move(id)
+	if err != nil {
+		return control.MigrationStatus{}, err
+	}
+	st := control.MigrationStatus{ID: id, Node: n.cfg.Name, Role: rec.Role, Phase: rec.Phase(), Modes: map[string]string{},
+		Steps: rec.Steps, Error: rec.Error}
+	g := n.group(rec.Spec.Group.Name)
+	switch rec.Role {
+	case control.RoleSource:
+		st.Refused = rec.Stage == migrate.Reopened
+		if g != nil {
+			st.Sealed, st.Drained = g.sealed(), g.drained()
+			st.WANBytesSent = g.wan.total()
+			g.mu.Lock()
+			st.Serving = g.epoch
+			g.mu.Unlock()
+		}
+		if rec.Stage == migrate.Deregistered {
+			st.Sealed, st.Drained = true, true
+		}
+	case control.RoleSecondary:
+		if g != nil && g.rcv != nil {
+			rs := g.rcv.Status()
+			st.Drained = rs.Owed <= rs.Durable
+			st.BlockedOn = rs.BlockedOn
+		}
+	case control.RoleTarget:
+		n.targetStatus(m, g, &st)
+	}
+	return st, nil
+}
+
+func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
+	if m.target == nil {
+		return
+	}
+	rec, blocked := m.target.View()
+	st.Phase, st.Steps, st.Error, st.BlockedOn, st.PauseMS = rec.Phase(), rec.Steps, rec.Error, blocked, rec.PauseMS
+	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
+	if cut := rec.Cut(); cut > 0 {
+		st.Cut = &cut
+	}
+	if g != nil {
+		g.mu.Lock()
+		st.Serving = g.epoch
+		g.mu.Unlock()
+		st.WANBytesSent = g.wan.total() + rec.WANBytes
+	}
+	if st.Serving > 0 {
+		epoch := st.Serving
+		st.Epoch = &epoch
+	}
+	for _, d := range m.ops.disk {
+		st.Modes[d.mv.Target] = d.vol.vol.Mode().String()
+		total := bitsFor(d.mv.Size, regionSize)
+		st.Total += total
+		ps, ok := d.vol.vol.PresenceStatus()
+		switch {
+		case ok:
+			st.Present += ps.Present
+			st.Background += ps.Background
+			st.OnDemand += ps.Demand
+			if ps.Err != nil {
+				st.BlockedOn = ps.Err.Error()
+			}
+		case rec.Did(control.StepFill):
+			st.Present += total
+		default:
+			st.Present += d.present.Count()
+		}
+	}
+	st.Background += rec.Background
+	st.OnDemand += rec.OnDemand
+}
+
+// metricsHandler shows the figures of status for scraping.
+func (n *Node) metricsHandler() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(&collector{n})
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+}
+
+// collector asks for a status at each scrape: there is no second set of figures to keep in step.
+type collector struct{ n *Node }
+
+var (
+	labels       = []string{"group"}
+	metricSeq    = prometheus.NewDesc("gantline_group_sequence", "Newest sequence of the group's log here, by cursor.", []string{"group", "cursor"}, nil)
+	metricLag    = prometheus.NewDesc("gantline_group_lag_bytes", "Bytes of writes that the secondary has not applied.", labels, nil)
+	metricWAN    = prometheus.NewDesc("gantline_group_wan_bytes_total", "Bytes of frames sent to the secondary.", labels, nil)
+	metricUsed   = prometheus.NewDesc("gantline_journal_used_bytes", "Bytes used of the group's journal here.", labels, nil)
+	metricSize   = prometheus.NewDesc("gantline_journal_capacity_bytes", "Bytes that the group's journal here can hold.", labels, nil)
+	metricLinkUp = prometheus.NewDesc("gantline_group_link_up", "1 if the copy link is up.", labels, nil)
+)
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{metricSeq, metricLag, metricWAN, metricUsed, metricSize, metricLinkUp} {
+		ch <- d
+	}
+}
+
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, l ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, l...)
+	}
+	for _, g := range c.n.status().Groups {
+		gauge(metricSeq, float64(g.Appended), g.Name, "appended")
+		gauge(metricSeq, float64(g.Durable), g.Name, "durable")
+		gauge(metricSeq, float64(g.Acked), g.Name, "acked")
+		gauge(metricSeq, float64(g.Applied), g.Name, "applied")
+		gauge(metricLag, float64(g.LagBytes), g.Name)
+		gauge(metricUsed, float64(g.JournalUsed), g.Name)
+		gauge(metricSize, float64(g.JournalCapacity), g.Name)
+		up := 0.0
+		if g.LinkUp {
+			up = 1
+		}
+		gauge(metricLinkUp, up, g.Name)
+		ch <- prometheus.MustNewConstMetric(metricWAN, prometheus.CounterValue, float64(g.WANBytesSent), g.Name)
+	}
+}
