@@ -145,6 +145,7 @@ func TestLoadAgainstServer(t *testing.T) {
 	}
 	p.cmd.Process.Kill()
 	<-p.done
+	l.ended.Wait() // both its halves end by themselves, once one has seen the connection break
 	if err := l.stop(); err == nil {
 		t.Error("the server died and the load saw no error")
 	}
