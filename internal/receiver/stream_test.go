@@ -434,9 +434,14 @@ func TestResyncBehindGap(t *testing.T) {
 	eventually(t, "a resync is asked for", func() bool { return snd.Status().State == sender.StateResync })
 	log.mu.Lock()
 	log.trimmed = 0 // the subscriber is in the stream again, from the begin on
+	log.recs = []record.Record{begin}
 	log.mu.Unlock()
-	log.add(append([]record.Record{begin}, writes(1, 102, 149, 64)...)...)
 	snd.Wake()
+	eventually(t, "the begin is not sent before it is durable", func() bool { return snd.Status().State == sender.StateResync })
+	if got := life.recv.Status().Stored; got != 50 {
+		t.Fatalf("stored %d", got)
+	}
+	log.add(writes(1, 102, 149, 64)...)
 	eventually(t, "the step is stored", func() bool { _, d, _ := log.has(); return d == 149 })
 	if got := life.vols.last(); got != 50 {
 		t.Fatalf("applied %d of a step that has not ended", got)

@@ -26,10 +26,10 @@ type Source interface {
 	Table() record.Table
 	// Durable is how far records may be sent.
 	Durable() record.Seq
-	// Wait returns nil when Durable is above after, else when ctx ends.
+	// Wait returns nil when Durable is above after, else an error, at the latest when ctx ends.
 	Wait(ctx context.Context, after record.Seq) error
-	// Read returns records from sequence from on, consecutive, at least one. The first may lie above from only if it
-	// is a begin. ErrTrimmed and ErrSuspended: a resync is needed.
+	// Read returns consecutive records from sequence from on. The first may lie above from only if it is a begin; none
+	// if that is not durable yet. ErrTrimmed and ErrSuspended (see Config.CutOff): a resync is needed.
 	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)
 	// Acked is told what the receiver has, after each ack and each hello. A hello's cursors may be lower than before.
 	Acked(stored, durable, applied record.Seq) error
@@ -42,6 +42,8 @@ type Config struct {
 	Dial   func(ctx context.Context) (net.Conn, error)
 	// Mark is how far the receiver may apply; nil: Source.Durable.
 	Mark func() record.Seq
+	// CutOff says of an error of Source that a resync is needed; nil: it is ErrTrimmed or ErrSuspended.
+	CutOff func(err error) bool
 	// Sent is told of bytes of frames put on the link. It is called from the sender's goroutine.
 	Sent   func(bytes int64)
 	Logger *slog.Logger
@@ -77,6 +79,9 @@ func (c *Config) defaults() {
 	wait(&c.HelloTimeout, 3*time.Second)
 	if c.Mark == nil {
 		c.Mark = c.Source.Durable
+	}
+	if c.CutOff == nil {
+		c.CutOff = func(err error) bool { return errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) }
 	}
 	if c.Sent == nil {
 		c.Sent = func(int64) {}
@@ -234,7 +239,7 @@ func (s *Sender) acked(a wire.Ack) error {
 
 // tell tells the source. One that is cut off has no use for it, but the connection stays.
 func (s *Sender) tell(a wire.Ack) error {
-	if err := s.cfg.Source.Acked(a.Stored, a.Durable, a.Applied); err != nil && !cutOff(err) {
+	if err := s.cfg.Source.Acked(a.Stored, a.Durable, a.Applied); err != nil && !s.cfg.CutOff(err) {
 		return fmt.Errorf("note what the receiver has: %w", err)
 	}
 	return nil

@@ -108,7 +108,7 @@ func (t *session) pump(ctx context.Context) error {
 			t.pause(ctx)
 		case next > limit:
 			if err := t.s.cfg.Source.Wait(t.beat, next-1); err != nil && t.beat.Err() == nil {
-				if !cutOff(err) {
+				if !t.s.cfg.CutOff(err) {
 					return fmt.Errorf("wait for record %d: %w", next, err)
 				}
 				t.resync(ctx, err)
@@ -164,7 +164,7 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	s := t.s
 	mark := s.cfg.Mark()
 	recs, err := s.cfg.Source.Read(next, s.cfg.BatchRecords, s.cfg.BatchBytes)
-	if cutOff(err) {
+	if err != nil && s.cfg.CutOff(err) {
 		t.resync(ctx, err)
 		return nil
 	}
@@ -176,7 +176,12 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 		return err
 	}
 	if len(recs) == 0 {
-		t.pause(ctx) // what follows a gap is not durable yet
+		if limit < s.cfg.Source.Durable() {
+			t.pause(ctx) // what follows the gap lies beyond the end
+			return nil
+		}
+		// What follows the gap is not durable yet; an error of the wait comes again with the next look.
+		_ = s.cfg.Source.Wait(t.beat, limit)
 		return nil
 	}
 	last := recs[len(recs)-1].Seq
@@ -199,9 +204,6 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	return err
 }
 
-// cutOff says whether the log no longer has what the subscriber needs.
-func cutOff(err error) bool { return errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) }
-
 // resync waits for a step to begin.
 func (t *session) resync(ctx context.Context, cause error) {
 	t.s.become(StateResync, cause.Error())
@@ -210,7 +212,10 @@ func (t *session) resync(ctx context.Context, cause error) {
 
 // check takes what may be sent of what the log has returned, and counts its data.
 func (t *session) check(recs []record.Record, next, limit record.Seq) (ok []record.Record, bytes int, err error) {
-	if len(recs) == 0 || recs[0].Seq < next || recs[0].Seq > next && recs[0].Op != record.OpBegin {
+	if len(recs) == 0 {
+		return nil, 0, nil
+	}
+	if recs[0].Seq < next || recs[0].Seq > next && recs[0].Op != record.OpBegin {
 		return nil, 0, fmt.Errorf("the log returned other records than those from %d on", next)
 	}
 	for i := range recs {
