@@ -361,6 +361,44 @@ func TestAPeerThatDoesNotReadBlocksNobody(t *testing.T) {
 	}
 }
 
+// stuck blocks in Submit until told, and completes the first request it was given from elsewhere meanwhile.
+type stuck struct {
+	first *block.Request
+	go1   chan struct{}
+}
+
+func (s *stuck) Submit(reqs []*block.Request) {
+	if s.first == nil {
+		s.first = reqs[0]
+		return
+	}
+	s.first.Finish(nil)
+	<-s.go1
+	for _, r := range reqs {
+		r.Finish(nil)
+	}
+}
+
+func TestAReplyLeavesAlthoughTheTargetBlocks(t *testing.T) {
+	target := &stuck{go1: make(chan struct{})}
+	addr, _ := serveIOAt(t, target, IOHooks{})
+	c, err := DialIO(t.Context(), addr, Hello{}, IOParams{Session: 5, From: 1}, IOClientHooks{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	w := &waiter{make(chan *block.Request, 2)}
+	c.Submit([]*block.Request{{Op: block.OpFlush, Tag: 1, Completer: w}})
+	time.Sleep(20 * time.Millisecond)
+	start := time.Now()
+	c.Submit([]*block.Request{{Op: block.OpFlush, Tag: 2, Completer: w}})
+	if r := <-w.ch; r.Tag != 1 || time.Since(start) > 150*time.Millisecond {
+		t.Fatalf("request %d after %v", r.Tag, time.Since(start))
+	}
+	close(target.go1)
+	<-w.ch
+}
+
 type null struct{}
 
 func (null) Submit(reqs []*block.Request) {

@@ -49,11 +49,11 @@ type Corker interface {
 }
 
 const (
-	ioMaxRequests = 4096      // in flight per connection; more are not read
-	ioMaxBytes    = 128 << 20 // of data in flight per connection
-	ioMaxBatch    = 256       // requests per Submit
-	ioSlab        = 64        // requests allocated at once
-	corkLimit     = 200 * time.Microsecond
+	ioMaxRequests = 4096                 // in flight per connection; more are not read
+	ioMaxBytes    = 128 << 20            // of data in flight per connection
+	ioMaxBatch    = 256                  // requests per Submit
+	ioSlab        = 64                   // requests allocated at once
+	corkLimit     = 2 * time.Millisecond // a reply is held back for so long at most, whatever Submit does
 	arenaSize     = 256 << 10
 	arenaShare    = 64 << 10 // reads up to this size share an arena
 )
@@ -67,8 +67,10 @@ func ServeIO(ctx context.Context, conn *Conn, target block.Target, hooks IOHooks
 // serveIO notes in highest the greatest request number it has read.
 func serveIO(ctx context.Context, conn *Conn, target block.Target, hooks IOHooks, highest *atomic.Uint64) error {
 	defer conn.closeOn(ctx)()
-	s := &ioServer{conn: conn, target: target, hooks: hooks, highest: highest, base: time.Now()}
+	s := &ioServer{conn: conn, target: target, hooks: hooks, highest: highest}
 	s.room.L = &s.mu
+	s.timer = time.AfterFunc(time.Hour, s.overdue)
+	defer s.timer.Stop()
 	err := s.read()
 	conn.fail(err)
 	s.mu.Lock()
@@ -83,12 +85,12 @@ type ioServer struct {
 	conn   *Conn
 	target block.Target
 	hooks  IOHooks
-	base   time.Time
 
 	highest *atomic.Uint64
 
-	corks    atomic.Int32
-	corkedAt atomic.Int64 // nanoseconds since base
+	corks atomic.Int32
+	timer *time.Timer
+	armed atomic.Bool // the timer will flush
 
 	mu       sync.Mutex
 	room     sync.Cond
@@ -123,7 +125,7 @@ func (s *ioServer) read() error {
 		if err := s.wait(); err != nil {
 			return err
 		}
-		s.cork()
+		s.corks.Add(1)
 		s.target.Submit(s.batch)
 		clear(s.batch)
 		if s.corks.Add(-1) == 0 && !s.conn.Buffered() {
@@ -252,8 +254,11 @@ func (q *ioRequest) Complete(r *block.Request) {
 	putReply(q.head[:], q.tag, epoch, code)
 	// Errors are the connection's end, which the reading goroutine sees; the request is done either way.
 	_ = s.conn.Queue(TypeReply, q.head[:], payload)
-	if s.corks.Load() == 0 || time.Since(s.base)-time.Duration(s.corkedAt.Load()) > corkLimit {
+	if s.corks.Load() == 0 {
 		_ = s.conn.Flush()
+	} else if s.armed.CompareAndSwap(false, true) {
+		// Whoever corked may be blocked in the target, with nobody else to send this.
+		s.timer.Reset(corkLimit)
 	}
 	s.mu.Lock()
 	s.requests--
@@ -264,18 +269,17 @@ func (q *ioRequest) Complete(r *block.Request) {
 	s.mu.Unlock()
 }
 
+func (s *ioServer) overdue() {
+	s.armed.Store(false) // before the flush: what is queued behind it arms anew
+	_ = s.conn.Flush()
+}
+
 // Cork and Uncork make the replies between them leave together.
-func (q *ioRequest) Cork() { q.server.cork() }
+func (q *ioRequest) Cork() { q.server.corks.Add(1) }
 
 // Uncork sends what Cork has held back.
 func (q *ioRequest) Uncork() {
 	if q.server.corks.Add(-1) == 0 {
 		_ = q.server.conn.Flush()
-	}
-}
-
-func (s *ioServer) cork() {
-	if s.corks.Add(1) == 1 {
-		s.corkedAt.Store(int64(time.Since(s.base)))
 	}
 }
