@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -139,7 +140,7 @@ func (m *model) trim() {
 }
 
 func (m *model) meta() {
-	text := fmt.Sprint(m.rng.Int64())
+	text := strings.Repeat(fmt.Sprint(m.rng.Int64()), 1+m.rng.IntN(200))
 	if m.check(m.j.SetMeta([]byte(text))) {
 		m.metas = nil
 	}
@@ -229,12 +230,17 @@ func (m *model) fault() {
 	m.mem[0].SetHook(hook)
 }
 
-// restart is a power loss or a killed process, and what comes after.
+// restart is a power loss, a killed process or a mere reopening, and what comes after.
 func (m *model) restart(power bool) {
-	if power {
+	switch {
+	case power:
 		m.mem = crash(m.mem)
-	} else {
+	case m.rng.IntN(2) == 0:
 		m.mem = kill(m.mem)
+	default:
+		for _, d := range m.mem {
+			d.SetHook(nil)
+		}
 	}
 	m.faulty = false
 	m.reopen(power)
