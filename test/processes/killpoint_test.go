@@ -1,0 +1,278 @@
+package processes
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gantline/internal/block"
+	"gantline/internal/control"
+	"gantline/internal/proof"
+	"gantline/test/site"
+)
+
+// takesPart says which process takes part in which steps of a move, and so has kill points there. The move is from a to
+// b, c has the secondary.
+var takesPart = []struct {
+	process string
+	steps   []string
+}{
+	{"manager", []string{"register", "through", "switch", "decide", "deregister"}},
+	{"a", []string{"register", "seal", "drained", "deregister"}},
+	{"b", []string{"register", "through", "pend", "seal", "decide", "source", "run", "drained", "single", "fill", "deregister"}},
+	{"c", []string{"register", "source", "single", "deregister"}},
+	{"g", []string{"switch"}},
+}
+
+type killPoint struct{ process, step, edge string }
+
+func (k killPoint) String() string { return k.process + "-" + k.step + "-" + k.edge }
+
+// always are the kill points of every run: around the decision, and one of each process besides.
+var always = []killPoint{
+	{"manager", "decide", "before"}, {"manager", "decide", "after"}, {"manager", "switch", "after"},
+	{"a", "seal", "before"}, {"a", "seal", "after"},
+	{"b", "pend", "after"}, {"b", "decide", "after"}, {"b", "run", "before"}, {"b", "fill", "before"}, {"b", "deregister", "after"},
+	{"c", "single", "before"}, {"g", "switch", "before"}, {"g", "switch", "after"},
+}
+
+func allKillPoints() []killPoint {
+	var all []killPoint
+	for _, p := range takesPart {
+		for _, step := range p.steps {
+			for _, edge := range []string{"before", "after"} {
+				all = append(all, killPoint{p.process, step, edge})
+			}
+		}
+	}
+	return all
+}
+
+// chosen kill points: all of them in a campaign, else the fixed ones and some by chance. GANTLINE_KILL_POINTS=NAME,… names
+// them (as in the names of the subtests).
+func chosen(seed uint64) []killPoint {
+	if names := os.Getenv("GANTLINE_KILL_POINTS"); names != "" {
+		return slices.DeleteFunc(allKillPoints(), func(k killPoint) bool {
+			return !slices.Contains(strings.Split(names, ","), k.String())
+		})
+	}
+	if site.Campaign() > 0 {
+		return allKillPoints()
+	}
+	points := slices.Clone(always)
+	if testing.Short() {
+		return points[:4]
+	}
+	all := allKillPoints()
+	rnd := rand.New(rand.NewPCG(seed, 4))
+	for len(points) < len(always)+3 {
+		if k := all[rnd.IntN(len(all))]; !slices.Contains(points, k) {
+			points = append(points, k)
+		}
+	}
+	return points
+}
+
+// Each process dies at each step of a move that it takes part in, and comes back. The move ends, or goes back to the
+// source and succeeds at the second try; hosts see no error; the copy is complete and nothing was copied in full again.
+func TestKillPoints(t *testing.T) {
+	t.Parallel()
+	seed := site.Seed(t)
+	for round := range max(1, site.Campaign()) {
+		for _, k := range chosen(seed) {
+			t.Run(fmt.Sprintf("%v#%d", k, round), func(t *testing.T) {
+				t.Parallel()
+				killAt(t, k, seed+uint64(round))
+			})
+		}
+	}
+}
+
+// move is one test of a kill point.
+type move struct {
+	*site.Site
+	t    *testing.T
+	k    killPoint
+	g    *site.Made
+	load *site.Running
+}
+
+func killAt(t *testing.T, k killPoint, seed uint64) {
+	s := site.Start(t, map[string][]string{k.process: site.KillAt(k.step, k.edge)})
+	m := &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 64*mib, "64MiB")}
+	m.dirty(s.Dial(s.G, m.g.Volumes[0]))
+	disks := s.Disks
+	if k.process == "g" {
+		disks = s.FirmDisks // a host's connection dies with the gateway
+	}
+	m.load = site.Run(proof.New(disks(s.G, m.g), proof.Options{Seed: seed, Depth: 16, MaxBlocks: 8, FlushEvery: 30, Rate: 800, Span: 32 * mib}))
+	time.Sleep(300 * time.Millisecond)
+	m.start()
+	if k.step != "deregister" {
+		m.die()
+	}
+	first := m.settle()
+	if k.step == "deregister" {
+		s.CLI("migrate", "commit", "db", "--no-wait") // its manager may die under it
+		m.die()
+		m.commit()
+	}
+	time.Sleep(200 * time.Millisecond)
+	if err := m.load.Stop(); err != nil {
+		t.Errorf("the host saw an error: %v", err)
+	}
+	st := m.load.Stats()
+	t.Logf("first try %s; %d writes, longest gap %v", first, st.Writes, st.LongestGap)
+	if st.LongestGap > 30*time.Second {
+		t.Errorf("hosts waited for %v", st.LongestGap)
+	}
+	m.check()
+}
+
+// dirty fills a part that the load does not use, so that there is something to move.
+func (m *move) dirty(d block.Target) {
+	data := make([]byte, mib)
+	for off := 40 * mib; off < 56*mib; off += mib {
+		for i := range data {
+			data[i] = byte(off >> 20)
+		}
+		if err := site.Write(d, off, slices.Clone(data), 10*time.Second); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// start asks for the move. A manager that dies at it has perhaps not heard of it.
+func (m *move) start() {
+	r := m.CLI("migrate", "start", "db", "--to", "b", "--no-wait")
+	if r.Code != 0 && m.k.process != "manager" {
+		m.t.Fatal(r)
+	}
+}
+
+// die waits for the process to kill itself where it was told to, and starts it again.
+func (m *move) die() {
+	p := m.Process(m.k.process)
+	m.WaitFor(40*time.Second, fmt.Sprintf("%s kills itself at %s.%s", p.Name, m.k.step, m.k.edge), func() bool { return !p.Alive() })
+	if !p.WasKilled() || !strings.Contains(p.Log(), "kill point "+m.k.step) {
+		m.t.Fatalf("%s ended otherwise than by its kill point: %s", p.Name, p.Ended())
+	}
+	time.Sleep(300 * time.Millisecond)
+	if p == m.C {
+		// Nobody can reach it now: what it has is a prefix.
+		p.StartIsolated()
+		time.Sleep(time.Second)
+		m.prefix("secondary that died")
+		p.Stop()
+	}
+	p.Start()
+}
+
+// prefix checks the secondary's image; the first volume also holds what dirty wrote, which the load does not know.
+func (m *move) prefix(what string) {
+	m.Prefix(m.load.Load, what, site.Spans(m.Exports(m.C, m.g), 32*mib))
+}
+
+// settle waits until the move has ended, and repeats one that went back; it returns how the first try ended.
+func (m *move) settle() string {
+	var first control.MigrationView
+	if m.Get("/v1/migrations/db", &first) == site.ErrNotFound {
+		m.Do("migrate", "start", "db", "--to", "b", "--no-wait") // it died before it had noted the move
+	}
+	first = m.AwaitPhase("db", 60*time.Second, "filled", "failed", "aborted")
+	if first.Phase == "filled" {
+		return first.Phase
+	}
+	if slices.Contains([]string{"source", "run", "drained", "single", "fill", "deregister"}, m.k.step) {
+		m.t.Errorf("the move went back although it had been decided: %s", first.Error)
+	}
+	if g := m.Group("db"); g.Primary != "a" {
+		m.t.Errorf("the move %s, but the primary is %s", first.Phase, g.Primary)
+	}
+	again := []string{"migrate", "start", "db", "--to", "b", "--yes", "--no-wait"}
+	for _, v := range m.g.Volumes {
+		if m.CLI("volume", "show", "b/"+v).Code == 0 {
+			again = append(again, "--map", "a/"+v+"=b/"+v)
+		}
+	}
+	if m.CLI("journal", "show", "b/db-log").Code == 0 {
+		again = append(again, "--journal", "b/db-log")
+	}
+	var r site.Result
+	if !site.Poll(30*time.Second, func() bool { r = m.CLI(again...); return r.Code == 0 }) {
+		m.t.Fatalf("the second try is refused: %v", r)
+	}
+	if second := m.AwaitPhase("db", 60*time.Second, "filled", "failed", "aborted"); second.Phase != "filled" {
+		m.t.Fatalf("the second try %s: %s", second.Phase, second.Error)
+	}
+	return first.Phase + " (" + first.Error + ")"
+}
+
+func (m *move) commit() {
+	var r site.Result
+	if !site.Poll(30*time.Second, func() bool { r = m.CLI("migrate", "commit", "db"); return r.Code == 0 }) {
+		m.t.Fatal(r)
+	}
+	m.AwaitPhase("db", 10*time.Second, "committed")
+}
+
+// check looks at the whole after the move, with the load at rest.
+func (m *move) check() {
+	m.AwaitInStep("db", 30*time.Second)
+	g := m.Group("db")
+	if g.Primary != "b" || g.CopySource == nil || *g.CopySource != "b" {
+		m.t.Errorf("primary is %s, copy source %v", g.Primary, deref(g.CopySource))
+	}
+	host := m.load.Stats().Bytes + 16*mib
+	// What was on its way when a process died is sent again: no more than a window.
+	if limit := host*102/100 + mib + 8*mib; g.WANBytesSent == nil || *g.WANBytesSent > limit {
+		m.t.Errorf("%v bytes went over the WAN for %d bytes of hosts", deref(g.WANBytesSent), host)
+	} else {
+		m.t.Logf("wan %d bytes, hosts %d bytes", *g.WANBytesSent, host)
+	}
+	m.Equal(m.load.Load, "secondary", site.Spans(m.Exports(m.C, m.g), 32*mib))
+	m.Equal(m.load.Load, "primary", site.Spans(m.Exports(m.B, m.g), 32*mib))
+	m.Tool("qemu-img", "compare", "-f", "raw", "-F", "raw", m.uri(m.G, 0), m.uri(m.C, 0))
+	m.single()
+	m.commit()
+	m.single()
+	for _, p := range m.All() {
+		p.Stop()
+	}
+	for _, v := range m.g.Volumes {
+		m.Tool("cmp", m.B.Dir+"/volumes/"+v+".raw", m.C.Dir+"/volumes/"+v+".raw")
+	}
+}
+
+func (m *move) uri(p *site.Process, v int) string {
+	return "nbd+unix:///" + m.g.Volumes[v] + "?socket=" + p.Socket
+}
+
+// single checks that the old primary acknowledges no write: the bytes offered are those that are there.
+func (m *move) single() {
+	for _, v := range m.g.Volumes {
+		old, err := m.TryDial(m.A, v)
+		if err != nil {
+			continue // not exported: even better
+		}
+		data, err := site.Read(m.Dial(m.B, v), 63*mib, 4096)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		if err := site.Write(old, 63*mib, data, time.Second); err == nil {
+			m.t.Errorf("both a and b acknowledge writes of %s", v)
+		}
+		_ = old.Close()
+	}
+}
+
+func deref[T any](p *T) any {
+	if p == nil {
+		return nil
+	}
+	return *p
+}
