@@ -1,4 +1,10 @@
 // Command gantline is every role and every tool of Gantline in one binary.
 package main
 
-func main() {}
+import (
+	"os"
+
+	"gantline/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:])) }

@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gantline/internal/control"
+)
+
+func (a *app) migrateCmd() *cobra.Command {
+	commit := a.verb("commit ID", "Remove the source of a filled move", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		raw, done, err := a.change(ctx, http.MethodPost, path(migrationTable.kind, args[0], "commit"), struct{}{})
+		if err != nil || done {
+			return err
+		}
+		return a.untilMoved(ctx, raw, control.PhaseCommitted)
+	})
+	return noun("migrate", "Moves of a group's primary to another node", a.migrateStart(), a.listCmd(migrationTable),
+		a.showCmd(migrationTable, "ID"), commit, a.later("set", "migrate set"), a.later("continue", "migrate continue"),
+		a.later("abort", "migrate abort"))
+}
+
+func (a *app) migrateStart() *cobra.Command {
+	var in control.MoveRequest
+	var maps []string
+	var limit sizeFlag
+	c := a.verb("start G --to NODE", "Move a group's primary, and wait until it is filled", cobra.ExactArgs(1),
+		func(ctx context.Context, args []string) error {
+			in.Group, in.Limit, in.Map = args[0], limit.bytes, map[string]string{}
+			for _, m := range maps {
+				from, to, ok := strings.Cut(m, "=")
+				if !ok || in.Map[from] != "" {
+					return control.Errorf(control.KindUsage, "--map %q: write it as NODE/VOLUME=NODE/VOLUME, once for each volume", m)
+				}
+				in.Map[from] = to
+			}
+			for _, to := range in.Map {
+				if err := a.confirm("volume", to); err != nil {
+					return err
+				}
+			}
+			raw, done, err := a.change(ctx, http.MethodPost, path(migrationTable.kind, ""), in)
+			if err != nil || done {
+				return err
+			}
+			phase := control.PhaseFilled
+			if in.Commit {
+				phase = control.PhaseCommitted
+			}
+			return a.untilMoved(ctx, raw, phase)
+		})
+	f := c.Flags()
+	f.StringVar(&in.To, "to", "", "the target node")
+	f.StringArrayVar(&maps, "map", nil, "V1=V2: move V1 onto the existing V2, which is overwritten; may be repeated")
+	f.StringVar(&in.Journal, "journal", "", "existing journal of the target node")
+	f.StringVar(&in.Strategy, "strategy", "", "switch-first (default) or copy-first")
+	f.StringVar(&in.Backlog, "backlog", "", "drain (default) or carry")
+	f.StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error")
+	f.StringVar(&in.Paths, "paths", "", "all (default) or one-by-one")
+	f.BoolVar(&in.Mirror, "mirror", false, "keep the source up to date, as a way back")
+	f.Var(&limit, "limit", "background copy at most this much a second")
+	f.StringVar(&in.StopAt, "stop-at", "", "registered or switched")
+	f.BoolVar(&in.Commit, "commit", false, "remove the source at once when it is filled")
+	must(c.MarkFlagRequired("to"))
+	return c
+}
+
+// untilMoved waits until a move has a phase, shows its progress, and ends with what it cost.
+func (a *app) untilMoved(ctx context.Context, raw json.RawMessage, phase string) error {
+	var first control.MigrationView
+	if err := json.Unmarshal(raw, &first); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	if a.noWait {
+		return a.result(migrationTable, raw)
+	}
+	var last control.MigrationView
+	r := rate{}
+	raw, err := a.await(ctx, path(migrationTable.kind, first.ID), func(raw json.RawMessage) (bool, string, error) {
+		last = control.MigrationView{}
+		if err := json.Unmarshal(raw, &last); err != nil {
+			return false, "", fmt.Errorf("answer: %w", err)
+		}
+		switch last.Phase {
+		case control.PhaseFailed, control.PhaseAborted:
+			return false, "", control.Errorf(control.KindFailed, "migration %s has %s: %s", last.ID, last.Phase, last.Error)
+		case control.PhaseCommitted, phase:
+			return true, "", nil
+		}
+		return false, moveProgress(&last, &r), nil
+	})
+	if err != nil {
+		return err
+	}
+	a.summary(&last)
+	return a.result(migrationTable, raw)
+}
+
+// rate remembers the latest sample, for bytes a second and the time left.
+type rate struct {
+	at    time.Time
+	bytes int64
+	perS  float64
+}
+
+func (r *rate) sample(bytes int64, now time.Time) {
+	if r.at.IsZero() || now.Sub(r.at) >= time.Second {
+		if !r.at.IsZero() {
+			r.perS = float64(bytes-r.bytes) / now.Sub(r.at).Seconds()
+		}
+		r.at, r.bytes = now, bytes
+	}
+}
+
+func moveProgress(v *control.MigrationView, r *rate) string {
+	phase := v.Phase
+	if phase == "" {
+		phase = "registering"
+	}
+	line := fmt.Sprintf("migration %s: %s", v.ID, phase)
+	if v.Regions.Total != nil && v.Regions.Present != nil && *v.Regions.Total > 0 && control.After(v.Phase, control.PhaseMigrating) {
+		line = progress(line, *v.Regions.Present, *v.Regions.Total)
+		if v.Bytes.Background != nil && v.Bytes.OnDemand != nil {
+			moved := *v.Bytes.Background + *v.Bytes.OnDemand
+			r.sample(moved, time.Now())
+			if r.perS > 0 && *v.Regions.Present > 0 {
+				perRegion := float64(moved) / float64(*v.Regions.Present)
+				left := perRegion * float64(*v.Regions.Total-*v.Regions.Present) / r.perS
+				line += fmt.Sprintf(", %s/s, %.0f s left", humanBytes(float64(int64(r.perS))), left)
+			}
+		}
+	}
+	if v.PauseMS != nil {
+		line += fmt.Sprintf(", pause %.1f ms", *v.PauseMS)
+	}
+	if v.BlockedOn != nil && *v.BlockedOn != "" {
+		line += ", waits for " + *v.BlockedOn
+	}
+	return line
+}
+
+// summary tells what a move has cost, on standard error.
+func (a *app) summary(v *control.MigrationView) {
+	n := func(p *int64) string {
+		if p == nil {
+			return "unknown"
+		}
+		return humanBytes(float64(*p))
+	}
+	pause := "unknown"
+	if v.PauseMS != nil {
+		pause = fmt.Sprintf("%.1f ms", *v.PauseMS)
+	}
+	fmt.Fprintf(a.stderr, "migration %s: %s; pause %s; copied %s in the background, %s on demand, %s twice; %s over the WAN\n",
+		v.ID, v.Phase, pause, n(v.Bytes.Background), n(v.Bytes.OnDemand), n(v.Bytes.Twice), n(v.WANBytesSent))
+}

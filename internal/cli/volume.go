@@ -1,0 +1,30 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"gantline/internal/control"
+)
+
+func (a *app) volumeCmd() *cobra.Command {
+	var size sizeFlag
+	var device string
+	create := a.verb("create NODE/VOL --size S", "Create a volume", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.make(ctx, volumeTable, path(volumeTable.kind, ""),
+			control.VolumeRequest{Name: args[0], Size: size.bytes, Device: device})
+	})
+	create.Flags().Var(&size, "size", "size: 4096, 64KiB, 1.5GiB, 10GB")
+	create.Flags().StringVar(&device, "device", "", "file or block device on the node (default DATA-DIR/volumes/NAME.raw)")
+	must(create.MarkFlagRequired("size"))
+	return noun("volume", "Volumes of nodes", create, a.listCmd(volumeTable), a.showCmd(volumeTable, "NODE/VOL"),
+		a.deleteCmd(volumeTable, "delete NODE/VOL", true), a.later("resize", "volume resize"))
+}
+
+// must is for what only a mistake in this package can make fail.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
