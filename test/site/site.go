@@ -35,6 +35,13 @@ func (s *Site) Process(name string) *Process {
 	return nil
 }
 
+// Extra adds a process that StartAll does not start; flags come after those that every start has, and so beat them.
+func (s *Site) Extra(role, name string, flags ...string) *Process {
+	p := &Process{Role: role, Name: name, Dir: filepath.Join(s.Dir, name), site: s, flags: flags}
+	s.T.Cleanup(p.Kill)
+	return p
+}
+
 // In is the same site for a subtest: what goes wrong ends that one.
 func (s *Site) In(t testing.TB) *Site {
 	c := *s
@@ -70,10 +77,17 @@ func Prepare(t testing.TB) *Site {
 	return s
 }
 
-// Start runs a whole site. env, by process name, is added to the environment of its first start.
+// Start makes and runs a whole site.
 func Start(t testing.TB, env map[string][]string) *Site {
 	t.Helper()
 	s := Prepare(t)
+	s.StartAll(env)
+	return s
+}
+
+// StartAll starts all processes of a prepared site. env, by process name, is added to their environment.
+func (s *Site) StartAll(env map[string][]string) {
+	s.T.Helper()
 	s.Manager.start("", env["manager"])
 	s.Manager.AwaitReady()
 	s.url = "http://" + s.Manager.Ready["listen"]
@@ -83,7 +97,6 @@ func Start(t testing.TB, env map[string][]string) *Site {
 	for _, p := range []*Process{s.A, s.B, s.C, s.G} {
 		p.AwaitReady()
 	}
-	return s
 }
 
 // end kills what still runs and removes all files.
