@@ -50,7 +50,8 @@ type cache struct {
 	mu    sync.Mutex
 	tree  *btree.BTreeG[segment]
 	bytes int64
-	split int64 // segments end at multiples of it (the regions of a presence map); 0: anywhere
+	hint  btree.PathHint // the place of the last operation: the look at its neighbours finds it without a search
+	split int64          // segments end at multiples of it (the regions of a presence map); 0: anywhere
 }
 
 func newCache() *cache {
@@ -75,7 +76,7 @@ func (c *cache) insert(s segment) int64 {
 
 // put is insert inside one region. A block overwritten by one of the same place and size costs one tree operation.
 func (c *cache) put(s segment) {
-	old, replaced := c.tree.Set(s)
+	old, replaced := c.tree.SetHint(s, &c.hint)
 	c.bytes += s.weight()
 	if replaced {
 		c.bytes -= old.weight()
@@ -97,7 +98,7 @@ func (c *cache) put(s segment) {
 }
 
 func (c *cache) add(s segment) {
-	c.tree.Set(s)
+	c.tree.SetHint(s, &c.hint)
 	c.bytes += s.weight()
 }
 
@@ -118,18 +119,18 @@ func (c *cache) clearBehind(s segment) {
 }
 
 func (c *cache) floor(off int64) (found segment, ok bool) {
-	c.tree.Descend(segment{off: off}, func(s segment) bool {
+	c.tree.DescendHint(segment{off: off}, func(s segment) bool {
 		found, ok = s, true
 		return false
-	})
+	}, &c.hint)
 	return found, ok
 }
 
 func (c *cache) ceiling(off int64) (found segment, ok bool) {
-	c.tree.Ascend(segment{off: off}, func(s segment) bool {
+	c.tree.AscendHint(segment{off: off}, func(s segment) bool {
 		found, ok = s, true
 		return false
-	})
+	}, &c.hint)
 	return found, ok
 }
 
