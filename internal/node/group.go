@@ -211,7 +211,7 @@ func (g *group) release(ctx context.Context, rec *groupRecord, retired bool) err
 		return err
 	}
 	for _, m := range rec.Members {
-		if err := os.Remove(g.n.changedPath(g.name, m.Number)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := g.n.removeMap(g.n.changedPath(g.name, m.Number)); err != nil {
 			g.n.log.Warn("map not removed", "group", g.name, "cause", err)
 		}
 	}
@@ -325,7 +325,7 @@ func (g *group) addPair(ctx context.Context, role string, p control.Pair) error 
 		if err := v.dev.Flush(); err != nil {
 			return fmt.Errorf("volume %s: clear it: %w", full, err)
 		}
-	} else if err := createMap(g.n.changedPath(g.name, p.Number), bitsFor(p.Size, markSize)); err != nil {
+	} else if err := g.n.createMap(g.n.changedPath(g.name, p.Number), bitsFor(p.Size, markSize)); err != nil {
 		return err
 	}
 	err := g.n.state.update(func(d *durable) error {

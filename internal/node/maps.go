@@ -3,8 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	"gantline/internal/block"
@@ -29,11 +27,11 @@ func (n *Node) presentPath(move string, number uint16) string {
 }
 
 // createMap makes a bitmap of clear bits, in place of one that an earlier try has left.
-func createMap(path string, bits int64) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (n *Node) createMap(path string, bits int64) error {
+	if err := n.removeMap(path); err != nil {
 		return err
 	}
-	dev, err := block.CreateFile(path, block.BitmapSize(bits))
+	dev, err := n.cfg.Devices.Create(path, block.BitmapSize(bits))
 	if err != nil {
 		return err
 	}
@@ -41,9 +39,16 @@ func createMap(path string, bits int64) error {
 	return errors.Join(err, dev.Close())
 }
 
+func (n *Node) removeMap(path string) error {
+	if exists, err := n.cfg.Devices.Exists(path); err != nil || !exists {
+		return err
+	}
+	return n.cfg.Devices.Remove(path)
+}
+
 // openMap opens a bitmap. A page of which both copies are bad is what the caller's lost says: an error, or all marked.
 func (n *Node) openMap(path string, lost func(m *block.Bitmap, l block.PageLoss) error) (*block.Bitmap, block.Device, error) {
-	dev, err := block.OpenFile(path)
+	dev, err := n.cfg.Devices.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -74,7 +79,7 @@ func (n *Node) openChangedMap(group string, number uint16, bits int64) (*block.B
 		return m, dev, err
 	}
 	n.log.Error("map lost, all counts as marked", "map", path, "cause", err)
-	if err := createMap(path, bits); err != nil {
+	if err := n.createMap(path, bits); err != nil {
 		return nil, nil, err
 	}
 	m, dev, err = n.openMap(path, func(*block.Bitmap, block.PageLoss) error { return block.ErrNoBitmap })
@@ -94,7 +99,7 @@ func (n *Node) openPresentMap(move string, number uint16) (*block.Bitmap, block.
 }
 
 func (n *Node) makePresentMap(move string, mv control.MovedVolume) error {
-	return createMap(n.presentPath(move, mv.Number), bitsFor(mv.Size, regionSize))
+	return n.createMap(n.presentPath(move, mv.Number), bitsFor(mv.Size, regionSize))
 }
 
 func (n *Node) makeChangedMaps(group string, rec *groupRecord) error {
@@ -103,7 +108,7 @@ func (n *Node) makeChangedMaps(group string, rec *groupRecord) error {
 		if v == nil {
 			return notFound("volume %s/%s does not exist", n.cfg.Name, m.Volume)
 		}
-		if err := createMap(n.changedPath(group, m.Number), bitsFor(v.vol.Size(), markSize)); err != nil {
+		if err := n.createMap(n.changedPath(group, m.Number), bitsFor(v.vol.Size(), markSize)); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -367,6 +366,13 @@ func (n *Node) moveDeregister(ctx context.Context, id string) error {
 		if err := n.retire(ctx, m, rec); err != nil {
 			return err
 		}
+	case control.RoleSecondary:
+		if g := n.group(rec.Spec.Group.Name); g != nil {
+			// e+2 was for a move that goes back; this one has not.
+			if err := g.forbid(record.EpochID{Number: rec.SourceEpoch(), Node: rec.Spec.Source}); err != nil {
+				return err
+			}
+		}
 	}
 	rec.Stage = migrate.Deregistered
 	rec.Note(control.StepDeregister, time.Now())
@@ -415,6 +421,6 @@ func (n *Node) dropGroup(ctx context.Context, name, id string, retired bool) err
 
 func (n *Node) removePresentMaps(rec *migrate.Record) {
 	for _, mv := range rec.Spec.Volumes {
-		_ = os.Remove(n.presentPath(rec.Spec.ID, mv.Number)) // only room is lost if it stays
+		_ = n.removeMap(n.presentPath(rec.Spec.ID, mv.Number)) // only room is lost if it stays
 	}
 }

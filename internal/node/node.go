@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -39,12 +40,38 @@ type Config struct {
 	NBDUnix    string
 	HTTP       string
 	Memory     int64 // bytes for caches of all groups
+	Devices    Devices // nil: files and block devices of this machine
 	Manager    Manager
 	Logger     *slog.Logger
 	// Point is called around every step of a move that this process takes part in (kill points of tests).
 	Point func(step, edge string)
 	// Ready is told the real addresses once all is served.
 	Ready func(listen, nbd, http string)
+}
+
+// Devices opens what lies below volumes, journals and maps. Tests put devices in its place that lose power.
+type Devices interface {
+	Open(path string) (block.Device, error)
+	Create(path string, size int64) (block.Device, error)
+	// Exists says whether Open would find something at path.
+	Exists(path string) (bool, error)
+	Remove(path string) error
+}
+
+// machine is this machine's own files and devices.
+type machine struct{}
+
+func (machine) Open(path string) (block.Device, error) { return block.OpenFile(path) }
+func (machine) Create(path string, size int64) (block.Device, error) {
+	return block.CreateFile(path, size)
+}
+func (machine) Remove(path string) error { return os.Remove(path) }
+func (machine) Exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // ErrRegistered: the manager refuses this node: another has its name.
@@ -96,6 +123,9 @@ func (cfg *Config) defaults() {
 	if len(cfg.Listen) == 0 {
 		cfg.Listen = []string{"127.0.0.1:10821"}
 	}
+	if cfg.Devices == nil {
+		cfg.Devices = machine{}
+	}
 	if cfg.Memory == 0 {
 		cfg.Memory = 512 << 20
 	}
@@ -121,7 +151,7 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	n.sessions = wire.NewSessions(wire.SessionLimits{}, nil)
 	d := st.view()
 	for _, rec := range d.Volumes {
-		dev, err := block.OpenFile(rec.Device)
+		dev, err := cfg.Devices.Open(rec.Device)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("volume %s/%s: %w", cfg.Name, rec.Name, err), n.stop())
 		}

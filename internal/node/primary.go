@@ -92,7 +92,8 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 func (g *group) feedFrom(secondary string) {
 	g.feed = newScope()
 	snd := sender.New(sender.Config{
-		Source: feedSource{g.sub},
+		Source: g.sub,
+		CutOff: func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
 		Hello:  wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			addr := g.n.addressOf(secondary)
@@ -111,20 +112,6 @@ func (g *group) feedFrom(secondary string) {
 	feed := g.feed
 	feed.work.Go(func() { snd.Run(feed.ctx) })
 	feed.work.Go(func() { g.copyLoop(feed.ctx) })
-}
-
-// feedSource is a subscriber as its sender knows it.
-type feedSource struct{ *volume.Subscriber }
-
-func (s feedSource) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error) {
-	recs, err := s.Subscriber.Read(from, maxRecords, maxBytes)
-	switch {
-	case errors.Is(err, volume.ErrSuspended):
-		err = fmt.Errorf("%w: %w", sender.ErrSuspended, err)
-	case errors.Is(err, volume.ErrTrimmed):
-		err = fmt.Errorf("%w: %w", sender.ErrTrimmed, err)
-	}
-	return recs, err
 }
 
 func (g *group) subscriberEvent(e volume.SubscriberEvent) {

@@ -59,7 +59,8 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	}
 	if state == nil {
 		first := receiver.Permit{Epoch: record.EpochID{Number: rec.Spec.Group.Epoch, Node: rec.Spec.Group.Primary}}
-		if err := g.rcv.Permit(first); err != nil {
+		// Believed, not only permitted: it counts even if a later epoch is heard of first.
+		if err := g.rcv.Believe(first); err != nil {
 			return err
 		}
 	}

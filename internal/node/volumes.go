@@ -83,21 +83,21 @@ func (n *Node) createVolume(in control.VolumeCreate) (control.VolumeStatus, erro
 
 // makeDevice opens path, or makes a file of size there. It refuses to fill the file system beyond what it has.
 func (n *Node) makeDevice(what, path string, size int64) (block.Device, error) {
-	_, err := os.Stat(path)
-	if err == nil {
-		dev, err := block.OpenFile(path)
+	exists, err := n.cfg.Devices.Exists(path)
+	if exists {
+		dev, err := n.cfg.Devices.Open(path)
 		if err != nil {
 			return nil, refused("%s: device %s: %v", what, path, err)
 		}
 		return dev, nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return nil, refused("%s: device %s: %v", what, path, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, refused("%s: %v", what, err)
 	}
-	dev, err := block.CreateFile(path, size)
+	dev, err := n.cfg.Devices.Create(path, size)
 	if err != nil {
 		return nil, refused("%s: make %s: %v", what, path, err)
 	}
@@ -163,7 +163,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string) error {
 	}
 	// Only a file that we made is removed; a device, or a file that was there before, is the operator's.
 	if rec.Device == filepath.Join(n.cfg.DataDir, "volumes", name+".raw") {
-		return os.Remove(rec.Device)
+		return n.cfg.Devices.Remove(rec.Device)
 	}
 	return nil
 }
@@ -250,7 +250,7 @@ func (n *Node) createJournal(in control.JournalCreate) (control.JournalStatus, e
 // removeMade removes files that this call has made and could not use.
 func (n *Node) removeMade(in control.JournalCreate, paths []string) {
 	if len(in.Devices) == 0 {
-		_ = os.Remove(paths[0])
+		_ = n.cfg.Devices.Remove(paths[0])
 	}
 }
 
@@ -258,7 +258,7 @@ func (n *Node) removeMade(in control.JournalCreate, paths []string) {
 func (n *Node) roomFor(what string, paths []string, size int64) error {
 	var missing int64
 	for _, p := range paths {
-		if _, err := os.Stat(p); errors.Is(err, fs.ErrNotExist) {
+		if exists, err := n.cfg.Devices.Exists(p); err == nil && !exists {
 			missing += size / int64(len(paths))
 		}
 	}
@@ -290,7 +290,7 @@ func (n *Node) deleteJournal(name string) error {
 		return err
 	}
 	if own := filepath.Join(n.cfg.DataDir, "journals", name+".jnl"); len(rec.Devices) == 1 && rec.Devices[0] == own {
-		return os.Remove(own)
+		return n.cfg.Devices.Remove(own)
 	}
 	return nil
 }
@@ -304,7 +304,7 @@ func (n *Node) blankJournal(rec *journalRecord) error {
 		}
 	}()
 	for _, p := range rec.Devices {
-		dev, err := block.OpenFile(p)
+		dev, err := n.cfg.Devices.Open(p)
 		if err != nil {
 			return err
 		}
@@ -330,7 +330,7 @@ func (n *Node) openJournal(name string) (*journal.Journal, error) {
 	}
 	var devs []block.Device
 	for _, p := range rec.Devices {
-		dev, err := block.OpenFile(p)
+		dev, err := n.cfg.Devices.Open(p)
 		if err != nil {
 			for _, d := range devs {
 				_ = d.Close()
