@@ -89,8 +89,8 @@ func inspect(t *testing.T, s *site.Site, uri string, size int64) {
 	e := info.Exports[0]
 	for key, want := range map[string]any{
 		"export-size": float64(size), "is_read_only": false, "can_cache": true, "can_df": true, "can_flush": true,
-		"can_fua": true, "can_multi_conn": true, "can_trim": true, "can_zero": true, "block_minimum": float64(1),
-		"block_preferred": float64(4096), "block_maximum": float64(32 << 20),
+		"can_fua": true, "can_multi_conn": true, "can_trim": true, "can_zero": true, "block_size_minimum": float64(1),
+		"block_size_preferred": float64(4096), "block_size_maximum": float64(32 << 20),
 	} {
 		if e[key] != want {
 			t.Errorf("%s: %s is %v, wanted %v", uri, key, e[key], want)

@@ -22,6 +22,7 @@ func TestOrderOfSecondary(t *testing.T) {
 	running := site.Run(load)
 
 	look := func(when string) {
+		s.WaitFor(20*time.Second, "the link is up", func() bool { return linkUp(s, "db") })
 		time.Sleep(time.Duration(rnd.IntN(400)) * time.Millisecond)
 		s.C.Kill()
 		s.C.StartIsolated()
@@ -35,7 +36,7 @@ func TestOrderOfSecondary(t *testing.T) {
 	for range rounds {
 		look("before the move")
 	}
-	s.WaitFor(30*time.Second, "secondary caught up enough to move", func() bool { return s.State("db") == "paired" && linkUp(s, "db") })
+	s.WaitFor(20*time.Second, "the link is up", func() bool { return linkUp(s, "db") })
 	s.Do("migrate", "start", "db", "--to", "b", "--no-wait", "--limit", "20MiB")
 	s.AwaitPhase("db", 30*time.Second, "migrating", "filled")
 	look("during the move")

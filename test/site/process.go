@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,7 +121,7 @@ func (p *Process) spawn(args, env []string) {
 	t := p.site.T
 	t.Helper()
 	cmd := exec.Command(p.site.Bin, args...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(environment(), env...)
 	cmd.Stdout, cmd.Stderr = p, p
 	// Children die with us, even if we are killed; and a terminal's Ctrl-C reaches us alone.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -137,6 +138,11 @@ func (p *Process) spawn(args, env []string) {
 		_ = cmd.Wait() // its state is read from the command
 		close(done)
 	}()
+}
+
+// environment is ours without what configures Gantline, or these tests.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GANTLINE_") })
 }
 
 // AwaitReady waits for the ready line of the latest start.
@@ -172,7 +178,8 @@ func readyLine(output, role string) map[string]string {
 		addresses := map[string]string{}
 		for _, word := range strings.Fields(rest) {
 			if key, value, ok := strings.Cut(word, "="); ok {
-				addresses[key] = strings.Trim(value, `"`)
+				value, _, _ = strings.Cut(strings.Trim(value, `"`), ",") // of several, the first: TCP before unix
+				addresses[key] = value
 			}
 		}
 		return addresses
