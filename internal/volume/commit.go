@@ -201,6 +201,9 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	}
 	g.spread(recs)
 	g.tip.Store(uint64(seq))
+	if g.synced() > mark {
+		g.wakeSubscribers() // a sync that was quicker than this has woken them for nothing
+	}
 	g.noteAppended(bytes)
 	return len(recs), nil
 }

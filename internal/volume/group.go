@@ -234,9 +234,7 @@ func (g *Group) fail(err error) error {
 	g.room.Broadcast()
 	g.roomMu.Unlock()
 	g.completeWaiters()
-	for _, s := range *g.subs.Load() {
-		s.wake()
-	}
+	g.wakeSubscribers()
 	return wrapped
 }
 
@@ -245,8 +243,18 @@ func (g *Group) Tip() record.Seq      { return record.Seq(g.tip.Load()) }
 func (g *Group) Applied() record.Seq  { return g.Tip() }
 func (g *Group) Appended() record.Seq { return max(g.Tip(), g.log.Cursors().Appended) }
 
-// Durable is how far the log is on disk.
+// Durable is how far the log is on disk and seen by reads. A record may be synced by another's sync before it is in the
+// caches; it is not shown before, lest a subscriber acknowledge what is not there yet.
 func (g *Group) Durable() record.Seq {
+	d := g.synced()
+	if g.Role() == RoleFollowing {
+		return d
+	}
+	return min(d, g.Tip())
+}
+
+// synced is how far the log is on disk.
+func (g *Group) synced() record.Seq {
 	if g.Role() == RoleServing || g.Role() == RoleSealed {
 		return record.Seq(g.durable.Load())
 	}

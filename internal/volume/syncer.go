@@ -74,7 +74,7 @@ func (g *Group) waitDurable(p *period, r *block.Request, seq record.Seq, b *batc
 		p.leave(1)
 		return
 	}
-	if seq <= g.Durable() {
+	if seq <= g.synced() {
 		r.Finish(nil)
 		p.leave(1)
 		return
@@ -110,7 +110,7 @@ func (g *Group) Sync(ctx context.Context) error {
 
 // syncTo returns once the log is durable to seq.
 func (g *Group) syncTo(seq record.Seq) error {
-	for g.Durable() < seq {
+	for g.synced() < seq {
 		if err := g.syncNow(); err != nil {
 			return err
 		}
@@ -138,15 +138,19 @@ func (g *Group) syncLocked() error {
 		g.durable.Store(uint64(durable))
 	}
 	g.completeWaiters()
+	g.wakeSubscribers()
+	return nil
+}
+
+func (g *Group) wakeSubscribers() {
 	for _, s := range *g.subs.Load() {
 		s.wake()
 	}
-	return nil
 }
 
 // completeWaiters answers those the log is durable for now, or all, once the group has failed.
 func (g *Group) completeWaiters() {
-	durable, failure := g.Durable(), g.Err()
+	durable, failure := g.synced(), g.Err()
 	g.waitMu.Lock()
 	var ready []durableWait
 	keep := g.waiting[:0]

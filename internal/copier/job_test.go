@@ -1,0 +1,164 @@
+package copier
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// regions is a Set in memory.
+type regions struct {
+	mu    sync.Mutex
+	needs map[int64]bool
+	total int64
+}
+
+func newRegions(n int64) *regions {
+	s := &regions{needs: map[int64]bool{}, total: n}
+	for i := range n {
+		s.needs[i] = true
+	}
+	return s
+}
+
+func (s *regions) Next(from int64) (int64, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ; from < s.total; from++ {
+		if s.needs[from] {
+			return from, true
+		}
+	}
+	return 0, false
+}
+
+func (s *regions) Needs(n int64) bool { s.mu.Lock(); defer s.mu.Unlock(); return s.needs[n] }
+func (s *regions) Left() int64        { s.mu.Lock(); defer s.mu.Unlock(); return int64(len(s.needs)) }
+func (s *regions) done(n int64)       { s.mu.Lock(); defer s.mu.Unlock(); delete(s.needs, n) }
+
+// TestEachRegionIsWorkedOnceWhateverDemands: sweep, many demands and random failures together.
+func TestEachRegionIsWorkedOnceWhateverDemands(t *testing.T) {
+	const n = 200
+	set := newRegions(n)
+	var busy [n]atomic.Int32
+	var worked [n]atomic.Int32
+	j := New(Config{Set: set, Region: 1000, Size: n*1000 - 300, RetryMin: time.Microsecond, RetryMax: time.Millisecond, Attempts: 1000,
+		Work: func(_ context.Context, off, length int64) error {
+			r := off / 1000
+			if length != 1000 && (r != n-1 || length != 700) {
+				t.Errorf("region %d has %d bytes", r, length)
+			}
+			if busy[r].Add(1) != 1 {
+				t.Errorf("region %d is worked twice at once", r)
+			}
+			defer busy[r].Add(-1)
+			time.Sleep(time.Duration(rand.IntN(100)) * time.Microsecond)
+			if rand.IntN(3) == 0 {
+				return errors.New("no luck")
+			}
+			worked[r].Add(1)
+			set.done(r)
+			return nil
+		}})
+	var demands sync.WaitGroup
+	for range 8 {
+		demands.Go(func() {
+			for range 100 {
+				r := rand.Int64N(n)
+				if err := <-j.Demand(r); err != nil || set.Needs(r) {
+					t.Errorf("demand of %d: %v, still needed %v", r, err, set.Needs(r))
+				}
+			}
+		})
+	}
+	if err := j.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	demands.Wait()
+	for r := range worked {
+		if worked[r].Load() != 1 {
+			t.Fatalf("region %d was worked %d times", r, worked[r].Load())
+		}
+	}
+	if p := j.Progress(); p.Left != 0 || p.Background+p.Demand != n*1000-300 || p.Total != n {
+		t.Fatalf("progress %+v", p)
+	}
+}
+
+// TestDemandIsNotPaced: the sweep waits for its rate, a demand does not.
+func TestDemandIsNotPaced(t *testing.T) {
+	set := newRegions(50)
+	j := New(Config{Set: set, Region: 1 << 20, Size: 50 << 20, Limit: rate.NewLimiter(1<<20, 256<<10), Parallel: 1,
+		Work: func(_ context.Context, off, _ int64) error { set.done(off >> 20); return nil }})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(ctx) }()
+	start := time.Now()
+	for r := int64(49); r >= 30; r-- {
+		if err := <-j.Demand(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := time.Since(start); d > 700*time.Millisecond {
+		t.Fatalf("20 demands took %v", d)
+	}
+	if left := set.Left(); left < 25 {
+		t.Fatalf("the sweep was not paced: %d left", left)
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
+// TestDemandFailsAfterItsAttempts, and the region is still worked later; Away says so meanwhile.
+func TestDemandFailsAfterItsAttempts(t *testing.T) {
+	set := newRegions(3)
+	broken := errors.New("source is away")
+	var away atomic.Bool
+	away.Store(true)
+	j := New(Config{Set: set, Region: 1, Size: 3, RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Attempts: 3,
+		Work: func(_ context.Context, off, _ int64) error {
+			if away.Load() {
+				return broken
+			}
+			set.done(off)
+			return nil
+		}})
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(t.Context()) }()
+	if err := j.Wait(t.Context(), 0, 2); !errors.Is(err, broken) {
+		t.Fatalf("demand: %v", err)
+	}
+	for !j.Away() {
+		time.Sleep(time.Millisecond)
+	}
+	away.Store(false)
+	if err := <-ended; err != nil || set.Left() != 0 || j.Away() {
+		t.Fatalf("%v, %d left, away %v", err, set.Left(), j.Away())
+	}
+}
+
+func TestEndedRunAnswersItsDemands(t *testing.T) {
+	set := newRegions(1)
+	j := New(Config{Set: set, Region: 1, Size: 1, Work: func(ctx context.Context, _, _ int64) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	ctx, stop := context.WithCancel(t.Context())
+	answer := j.Demand(0)
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(ctx) }()
+	time.Sleep(5 * time.Millisecond)
+	stop()
+	<-ended
+	if err := <-answer; err == nil {
+		t.Fatal("an unworked demand was answered with success")
+	}
+}
