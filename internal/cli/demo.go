@@ -22,7 +22,9 @@ func (a *app) demoCmd() *cobra.Command {
 	later := map[string]string{"mode": "async", "log": "journal", "transfer": "push", "retain": "applied", "strategy": "switch-first",
 		"backlog": "drain", "in-flight": "finish", "topology": "gateway", "kill": "", "listen": ""}
 	c := a.verb("demo", "Build two sites in this process and move a primary under load", cobra.NoArgs,
-		func(ctx context.Context, _ []string) error { return a.runDemo(ctx, opts, size, seconds, verbose, asJSON) })
+		func(ctx context.Context, _ []string) error {
+			return a.runDemo(ctx, opts, size, seconds, verbose, asJSON)
+		})
 	f := c.Flags()
 	f.IntVar(&opts.Volumes, "volumes", 3, "volumes of the group")
 	f.Var(&size, "size", "size of each volume (default 64MiB)")

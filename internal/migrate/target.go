@@ -43,6 +43,8 @@ type Ops interface {
 	Filled(ctx context.Context) (bool, error)
 	// Normal ends data migrating mode.
 	Normal() error
+	// Fetched is what this process has fetched from the source, in bytes.
+	Fetched() (background, onDemand int64)
 }
 
 // Target carries out a move at its target. Create it with NewTarget; Run it once.
@@ -254,8 +256,11 @@ func (t *Target) seal(ctx context.Context) error {
 	if err := t.ops.Adopt(h); err != nil {
 		return err
 	}
+	// The log has taken over table and done requests; the record keeps the figures only, and stays small to save.
+	kept := *h
+	kept.Table, kept.Done, kept.Changed = nil, nil, nil
 	err = t.update(func(r *Record) {
-		r.Handover = h
+		r.Handover = &kept
 		r.Stage = Adopted
 		r.Note(control.StepSeal, t.now())
 	})
@@ -284,6 +289,9 @@ func (t *Target) decide(ctx context.Context) error {
 	t.mu.Lock()
 	t.facts.Decided = word
 	t.mu.Unlock()
+	if word == control.DecidedTarget {
+		t.note(control.StepDecide)
+	}
 	t.point(control.StepDecide, "after")
 	return nil
 }
@@ -293,7 +301,6 @@ func (t *Target) open() error {
 	t.point(control.StepSource, "before")
 	err := t.update(func(r *Record) {
 		r.Stage = Opened
-		r.Note(control.StepDecide, t.now())
 		r.Note(control.StepSource, t.now())
 	})
 	if err == nil {
@@ -373,11 +380,13 @@ func (t *Target) askFilled(ctx context.Context) error {
 		return errNotYet
 	}
 	t.point(control.StepFill, "before")
+	background, onDemand := t.ops.Fetched()
 	if err := t.ops.Normal(); err != nil {
 		return err
 	}
 	err = t.update(func(r *Record) {
 		r.Stage = Filled
+		r.Background, r.OnDemand = r.Background+background, r.OnDemand+onDemand
 		r.Note(control.StepFill, t.now())
 	})
 	if err == nil {

@@ -157,6 +157,8 @@ func (w *world) Filled(context.Context) (bool, error) {
 
 func (w *world) Normal() error { return w.step("here", func() {}) }
 
+func (w *world) Fetched() (background, onDemand int64) { return 1, 1 }
+
 // live runs one life of the target's process and reports the stage on disk at its end.
 func (w *world) live(limit time.Duration) Stage {
 	w.held, w.serving, w.relaying = true, false, false // a process that died holds whatever comes next

@@ -254,6 +254,16 @@ func (o *targetOps) Filled(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
+func (o *targetOps) Fetched() (background, onDemand int64) {
+	for _, d := range o.disk {
+		if ps, ok := d.vol.vol.PresenceStatus(); ok {
+			background += ps.Background
+			onDemand += ps.Demand
+		}
+	}
+	return background, onDemand
+}
+
 func (o *targetOps) Normal() error {
 	for _, d := range o.disk {
 		if err := d.vol.vol.ClearPresence(); err != nil {

@@ -39,7 +39,7 @@ type Config struct {
 	NBD        string
 	NBDUnix    string
 	HTTP       string
-	Memory     int64 // bytes for caches of all groups
+	Memory     int64   // bytes for caches of all groups
 	Devices    Devices // nil: files and block devices of this machine
 	Manager    Manager
 	Logger     *slog.Logger
