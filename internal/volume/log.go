@@ -26,8 +26,8 @@ type Log interface {
 	OpenRow(row record.Row) error
 	// Cut durably drops everything above upTo.
 	Cut(upTo record.Seq) error
-	// Reset forgets all records; the next is base+1.
-	Reset(base record.Seq, table record.Table) error
+	// Reset forgets all records; the next is base+1. The owner's blob becomes meta in the same durable step.
+	Reset(base record.Seq, table record.Table, meta []byte) error
 	// SetMeta durably replaces the owner's blob of at most 16 KiB.
 	SetMeta([]byte) error
 	Meta() []byte

@@ -28,7 +28,6 @@ type meta struct {
 	Following  bool                  `json:"following"`
 	Subs       map[string]metaSub    `json:"subscribers,omitempty"`
 	Filling    []record.VolumeNumber `json:"filling,omitempty"`  // have absent regions
-	Adopting   record.Seq            `json:"adopting,omitempty"` // the log is about to begin anew behind it
 	Removed    []record.VolumeNumber `json:"removed,omitempty"`
 
 	done []byte
@@ -45,7 +44,17 @@ type metaStore struct {
 	meta   meta
 }
 
-func (g *Group) saveMeta(change func(m *meta)) error {
+func (g *Group) saveMeta(change func(m *meta)) error { return g.saveMetaBy(change, g.log.SetMeta) }
+
+// isFollowing is what the blob says.
+func (g *Group) isFollowing() bool {
+	g.metaMu.Lock()
+	defer g.metaMu.Unlock()
+	return g.meta.Following
+}
+
+// saveMetaBy saves by a call of the log that makes the blob durable along with something else.
+func (g *Group) saveMetaBy(change func(m *meta), save func([]byte) error) error {
 	g.metaMu.Lock()
 	defer g.metaMu.Unlock()
 	m := g.meta
@@ -65,7 +74,7 @@ func (g *Group) saveMeta(change func(m *meta)) error {
 	change(&m)
 	b, err := m.encode()
 	if err == nil {
-		err = g.log.SetMeta(b)
+		err = save(b)
 	}
 	if err != nil {
 		return g.fail(fmt.Errorf("saving the checkpoint: %w", err))
@@ -79,12 +88,6 @@ func (g *Group) mayHaveApplied() record.Seq {
 	g.metaMu.Lock()
 	defer g.metaMu.Unlock()
 	return g.meta.Applied
-}
-
-// adopted is what holds once the log has begun anew behind base.
-func (m *meta) adopted(base record.Seq) {
-	m.Checkpoint, m.Applied, m.Following, m.Adopting = base, base, false, 0
-	m.Subs = nil
 }
 
 func (m *meta) encode() ([]byte, error) {

@@ -87,10 +87,6 @@ func (g *Group) recover() error {
 		return fmt.Errorf("%w: %w", ErrMeta, err)
 	}
 	c := g.log.Cursors()
-	if base := g.meta.Adopting; base != 0 && c.Trimmed == base && c.Appended == base {
-		g.meta.adopted(base)
-	}
-	g.meta.Adopting = 0
 	g.ckpt = max(g.meta.Checkpoint, c.Trimmed)
 	upTo := c.Appended
 	if g.meta.Following {

@@ -263,3 +263,37 @@ func TestBlindUntilPresenceIsKnown(t *testing.T) {
 	}
 	x.crash()
 }
+
+// TestRegionIsPresentOnlyOnceItsDataIsFlushed: the map is written behind the device flush.
+func TestRegionIsPresentOnlyOnceItsDataIsFlushed(t *testing.T) {
+	rng, seed := seeded(t)
+	x := newTarget(t, rng, seed)
+	var early, writes atomic.Int64
+	for i, m := range x.maps {
+		dev := x.devs[i]
+		m.SetHook(func(c block.Call, _, _ int64) error {
+			if c == block.CallWrite {
+				writes.Add(1)
+				early.Add(int64(dev.Unsynced()))
+			}
+			return nil
+		})
+	}
+	x.open()
+	for i, v := range x.vols {
+		b, _, err := block.OpenBitmap(x.maps[i])
+		if err == nil {
+			err = v.SetPresence(Presence{Map: b, Region: regionSize, Fetch: x.sources[i]})
+		}
+		if err == nil {
+			err = v.Fill(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if writes.Load() == 0 || early.Load() != 0 {
+		t.Fatalf("%d map writes, %d sectors of data were not flushed before", writes.Load(), early.Load())
+	}
+	x.close()
+}

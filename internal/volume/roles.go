@@ -28,8 +28,10 @@ func (g *Group) Serve(row record.Row) error {
 	if err := g.log.OpenRow(row); err != nil {
 		return fmt.Errorf("group %s: opening epoch %d.%d: %w", g.cfg.Name, row.Epoch, row.Incarnation, err)
 	}
-	if err := g.saveMeta(func(m *meta) { m.Following = false }); err != nil {
-		return err
+	if g.isFollowing() {
+		if err := g.saveMeta(func(m *meta) { m.Following = false }); err != nil {
+			return err
+		}
 	}
 	g.row = row
 	g.durable.Store(uint64(durable))
@@ -97,29 +99,25 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 	if err := fresh.decode(done); err != nil {
 		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
 	}
-	if err := g.checkpoint(); err != nil {
-		return err
+	// A log that holds nothing, as a move's target's, owes its devices nothing: hosts are held meanwhile.
+	if c := g.log.Cursors(); c.Appended > c.Trimmed || g.cached.Load() > 0 {
+		if err := g.checkpoint(); err != nil {
+			return err
+		}
 	}
 	g.rounds.Lock()
 	defer g.rounds.Unlock()
 	if g.cached.Load() > 0 {
 		return fmt.Errorf("%w: group %s has writes for absent regions", ErrBusy, g.cfg.Name)
 	}
-	// Reset does not touch the blob: it says beforehand what a restart in between must make of the new log.
-	if err := g.saveMeta(func(m *meta) { m.Adopting, m.done = base, fresh.encode(maxDoneBytes) }); err != nil {
-		return err
-	}
-	if err := g.log.Reset(base, table); err != nil {
-		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
-	}
-	g.done.replace(fresh)
-	err := g.saveMeta(func(m *meta) {
-		m.adopted(base)
-		m.done = g.done.encode(maxDoneBytes)
-	})
+	err := g.saveMetaBy(func(m *meta) {
+		m.Checkpoint, m.Applied, m.Following, m.Subs = base, base, false, nil
+		m.done = fresh.encode(maxDoneBytes)
+	}, func(blob []byte) error { return g.log.Reset(base, table, blob) })
 	if err != nil {
 		return err
 	}
+	g.done.replace(fresh)
 	g.ckpt, g.ckptAt, g.roundTip, g.postponed = base, time.Now(), base, 0
 	g.tip.Store(uint64(base))
 	g.durable.Store(uint64(base))

@@ -442,3 +442,28 @@ func TestApplyRefuses(t *testing.T) {
 	}
 	m.close()
 }
+
+// TestMarksOutliveAPowerLossThatTheMapDidNot: a suspended subscriber's marks are set anew from the log.
+func TestMarksOutliveAPowerLossThatTheMapDidNot(t *testing.T) {
+	_, seed := seeded(t)
+	p, m := newPair(t, seed, 8<<20)
+	if err := m.sub.Suspend("by command"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(5) {
+		if err := write(p.vols[1], i*4*markSize, stamp(1, 512), block.FlagFUA); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range m.maps {
+		m.maps[i] = m.maps[i].Crash()
+	}
+	p.crash()
+	p.open()
+	m.subscribe(p)
+	if m.sub.State() != SubSuspended || m.sub.ChangedBytes() != 5*markSize {
+		t.Fatalf("%s, %d bytes marked, want %d", m.sub.State(), m.sub.ChangedBytes(), 5*markSize)
+	}
+	p.close()
+	m.close()
+}
