@@ -173,8 +173,11 @@ func (j *Journal) Cut(upTo record.Seq) error {
 }
 
 // Reset forgets all records and the table, durably: the next record is base+1, in the rows of table, and Append takes
-// it. The owner's blob stays.
-func (j *Journal) Reset(base record.Seq, table record.Table) error {
+// it. meta replaces the owner's blob in the same durable step; nil keeps the one that is there.
+func (j *Journal) Reset(base record.Seq, table record.Table, meta []byte) error {
+	if len(meta) > MaxMeta {
+		return fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrMeta, len(meta), MaxMeta)
+	}
 	if err := table.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrRow, err)
 	}
@@ -191,6 +194,9 @@ func (j *Journal) Reset(base record.Seq, table record.Table) error {
 		s.runFirst, s.durable = base+1, base
 		s.trimmed, s.trimmedPos, s.shift, s.gaps = base, head, 0, nil
 		s.table = table.Clone()
+		if meta != nil {
+			s.meta = append([]byte(nil), meta...)
+		}
 		return nil
 	}, func() {
 		j.restart(base, head)

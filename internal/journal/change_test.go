@@ -99,7 +99,7 @@ func TestAdoptTable(t *testing.T) {
 		return record.Row{Epoch: 1, Incarnation: inc, Node: "a", First: first, Last: last, Closed: closed}
 	}
 	sender := record.Table{row(1, 1, 0, false)}
-	if err := j.Reset(0, sender); err != nil {
+	if err := j.Reset(0, sender, nil); err != nil {
 		t.Fatal(err)
 	}
 	appendWrites(t, j, 10, 100)
@@ -191,7 +191,7 @@ func TestSyncWaitersOfACut(t *testing.T) {
 	}()
 	<-reached
 	reset := make(chan error, 1)
-	go func() { reset <- j.Reset(2, record.Table{{Epoch: 5, Incarnation: 1, Node: "z", First: 1}}) }()
+	go func() { reset <- j.Reset(2, record.Table{{Epoch: 5, Incarnation: 1, Node: "z", First: 1}}, nil) }()
 	close(release)
 	if err := <-reset; err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ var updates = map[string]func(*Journal) error{
 	"row":  func(j *Journal) error { return j.OpenRow(record.Row{Epoch: 2, Incarnation: 1, Node: "b", First: 11}) },
 	"cut":  func(j *Journal) error { return j.Cut(6) },
 	"reset": func(j *Journal) error {
-		return j.Reset(70, record.Table{{Epoch: 7, Incarnation: 1, Node: "c", First: 1}})
+		return j.Reset(70, record.Table{{Epoch: 7, Incarnation: 1, Node: "c", First: 1}}, nil)
 	},
 	"gap": func(j *Journal) error {
 		return j.AppendAfterGap([]record.Record{{Seq: 40, Epoch: 1, Incarnation: 1, Op: record.OpBegin}})
@@ -288,7 +288,7 @@ func failOnce(t *testing.T, seed int64, bad block.Call) {
 	}
 	for name, err := range map[string]error{
 		"append": j.Append([]record.Record{write(j, 12, 1)}), "trim": j.Trim(2), "meta": j.SetMeta(nil), "cut": j.Cut(2),
-		"reset": j.Reset(0, nil), "row": j.OpenRow(record.Row{Epoch: 9, Incarnation: 1, Node: "n", First: j.Cursors().Appended + 1}),
+		"reset": j.Reset(0, nil, nil), "row": j.OpenRow(record.Row{Epoch: 9, Incarnation: 1, Node: "n", First: j.Cursors().Appended + 1}),
 		"resume": j.Resume(), "adopt": j.AdoptTable(nil), "err": j.Err(),
 	} {
 		if !errors.Is(err, ErrBroken) {

@@ -174,7 +174,7 @@ func (m *model) reset() {
 	m.inc++
 	table := record.Table{{Epoch: 1, Incarnation: m.inc, Node: "a", First: 1}}
 	before := m.j.ID()
-	if !m.check(m.j.Reset(base, table)) {
+	if !m.check(m.j.Reset(base, table, nil)) {
 		// Old or new log: tell by the table after the restart. To keep the model small the journal is made anew.
 		m.mem = crash(m.mem)
 		if err := create(devices(m.mem), before, 48, pageSize); err != nil {

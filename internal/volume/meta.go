@@ -27,7 +27,7 @@ type meta struct {
 	Applied    record.Seq            `json:"applied"`    // follower: the devices may hold records up to it
 	Following  bool                  `json:"following"`
 	Subs       map[string]metaSub    `json:"subscribers,omitempty"`
-	Filling    []record.VolumeNumber `json:"filling,omitempty"`  // have absent regions
+	Filling    []record.VolumeNumber `json:"filling,omitempty"` // have absent regions
 	Removed    []record.VolumeNumber `json:"removed,omitempty"`
 
 	done []byte

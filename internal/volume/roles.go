@@ -95,6 +95,9 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 	if r := g.Role(); r == RoleServing || r == RoleSealed && len(*g.subs.Load()) > 0 {
 		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
 	}
+	if err := table.Validate(); err != nil {
+		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
+	}
 	fresh := newDoneTable()
 	if err := fresh.decode(done); err != nil {
 		return fmt.Errorf("group %s: %w", g.cfg.Name, err)

@@ -385,7 +385,7 @@ func TestApplyRefuses(t *testing.T) {
 	m := newSite(t, seed, 1, testSize, 4<<20)
 	m.follow = true
 	m.open()
-	if err := m.jnl.Reset(0, record.Table{{Epoch: 1, Incarnation: 1, Node: "a", First: 1}}); err != nil {
+	if err := m.jnl.Reset(0, record.Table{{Epoch: 1, Incarnation: 1, Node: "a", First: 1}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	rec := func(seq record.Seq, op record.Op, n int) record.Record {
