@@ -33,7 +33,7 @@ type Config struct {
 	Attempts int           // failures of a demanded region before its waiters get the error; default 5
 }
 
-// Job is one copy under way. Demands may come before Run; they wait for it.
+// Job is one copy under way. Demands may come before Run and wait for it; once Run has ended they get ErrStopped.
 type Job struct {
 	cfg Config
 
@@ -44,6 +44,7 @@ type Job struct {
 	cursor   int64   // where the sweep goes on
 	busy     int
 	running  bool
+	ended    bool // Run has ended and not begun again: demands are not kept waiting
 	failures int // in a row, over all regions
 	err      error
 
@@ -94,6 +95,7 @@ func (j *Job) Run(ctx context.Context) error {
 		j.mu.Unlock()
 		return errors.New("copy job is running already")
 	}
+	j.ended = false
 	j.running, j.started, j.startedBytes = true, time.Now(), j.background+j.demand
 	j.total = max(j.total, j.cfg.Set.Left())
 	j.mu.Unlock()
@@ -125,7 +127,7 @@ func (j *Job) Run(ctx context.Context) error {
 func (j *Job) end() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.running = false
+	j.running, j.ended = false, true
 	for n, r := range j.regions {
 		var err error
 		if j.cfg.Set.Needs(n) {
@@ -322,6 +324,12 @@ func (j *Job) demandRegion(n int64, done chan error) {
 	if !j.cfg.Set.Needs(n) {
 		if done != nil {
 			done <- nil
+		}
+		return
+	}
+	if j.ended {
+		if done != nil {
+			done <- ErrStopped
 		}
 		return
 	}

@@ -161,4 +161,7 @@ func TestEndedRunAnswersItsDemands(t *testing.T) {
 	if err := <-answer; err == nil {
 		t.Fatal("an unworked demand was answered with success")
 	}
+	if err := <-j.Demand(0); !errors.Is(err, ErrStopped) {
+		t.Fatalf("a demand after the end: %v", err)
+	}
 }

@@ -214,7 +214,7 @@ func TestSourceAway(t *testing.T) {
 	copy(want[512:], stamp(1, 512))
 	for {
 		r, w := newRequest(block.OpRead, 0, 4096)
-		if err := submit(v, r, w); err == nil || time.Now().After(deadline) {
+		if err := submit(x.vols[0], r, w); err == nil || time.Now().After(deadline) {
 			break
 		}
 	}
