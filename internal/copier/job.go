@@ -45,7 +45,7 @@ type Job struct {
 	busy     int
 	running  bool
 	ended    bool // Run has ended and not begun again: demands are not kept waiting
-	failures int // in a row, over all regions
+	failures int  // in a row, over all regions
 	err      error
 
 	total, background, demand int64
