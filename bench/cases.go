@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -145,15 +147,18 @@ func (b *bench) turns(ctx context.Context, name string, job fioJob, sides []side
 			if err := b.rest(ctx, s); err != nil {
 				return nil, err
 			}
+			before, begin := b.cpu(), time.Now()
+			profiled := b.startProfiles(ctx, fmt.Sprintf("%s.%d.%s", name, turn+1, s), s)
 			r, err := runFio(ctx, ends[s], job, b.size, b.time, turn+1)
-			if err != nil {
+			if err = errors.Join(err, profiled()); err != nil {
 				return nil, fmt.Errorf("%s: %w", s, err)
 			}
 			rate := r.iops
 			if job.unit() == "MB/s" {
 				rate = r.bytes / 1e6
 			}
-			progress("  %s %d/%d  %-24s %s  p99 %v", name, turn+1, b.runs, s, figure(rate, job.unit()), r.p99)
+			progress("  %s %d/%d  %-24s %s  p99 %v  cpu per request:%s", name, turn+1, b.runs, s, figure(rate, job.unit()), r.p99,
+				cpuPer(before, b.cpu(), r.iops*time.Since(begin).Seconds()))
 			all[s] = append(all[s], rate)
 		}
 	}
@@ -164,10 +169,37 @@ func (b *bench) turns(ctx context.Context, name string, job fioJob, sides []side
 	return medians, nil
 }
 
+// cpu is what each server has used of the processors so far.
+func (b *bench) cpu() map[string]time.Duration {
+	used := map[string]time.Duration{}
+	all := slices.Clone(b.processes)
+	if d := b.deployment; d != nil {
+		all = append(all, d.gateway, d.nodes[nodeA], d.nodes[nodeB], d.nodes[nodeC])
+	}
+	for _, p := range all {
+		if t, err := p.cpu(); err == nil { // one that has ended has used nothing
+			used[p.name] = t
+		}
+	}
+	return used
+}
+
+// cpuPer tells how much of each server's time a request took; on a busy machine that says more than the rate. Requests
+// are counted as if the whole time had gone at the measured rate.
+func cpuPer(before, after map[string]time.Duration, requests float64) string {
+	text := ""
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		if each := time.Duration(float64(after[name]-before[name]) / requests); each > 500*time.Nanosecond {
+			text += fmt.Sprintf("  %s %v", name, each.Round(100*time.Nanosecond))
+		}
+	}
+	return text
+}
+
 // rest waits until nobody is busy with what an earlier run left: copies are complete, the disk has all.
 func (b *bench) rest(ctx context.Context, next side) error {
 	if b.volumes {
-		if _, err := b.deployment.waitLag(ctx, "copied", 5*time.Minute); err != nil {
+		if _, err := b.deployment.waitLag(ctx, groupOf("copied"), 5*time.Minute); err != nil {
 			return err
 		}
 	}
@@ -255,7 +287,7 @@ func (b *bench) fioVolumes(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.commands(ctx, "group suspend journaled", "vvol create copied --volume a/copied"); err != nil {
+	if err := d.commands(ctx, "group suspend "+groupOf("journaled"), "vvol create copied --volume a/copied"); err != nil {
 		return err
 	}
 	b.volumes = true
@@ -271,17 +303,20 @@ func (b *bench) volume(ctx context.Context, node, name string, size int64) error
 	return b.deployment.commands(ctx, fmt.Sprintf("volume create %s/%s --size %d --device %s", node, name, size, file))
 }
 
-// pair makes a volume on node a, one with the same bytes on node c, and a group of the same name that copies.
+// pair makes a volume on node a, an empty one on node c, and a group of the same name that copies. It returns when the
+// initial copy is complete.
 func (b *bench) pair(ctx context.Context, name string, size int64) error {
-	for _, node := range []string{nodeA, nodeC} {
-		if err := b.volume(ctx, node, name, size); err != nil {
-			return err
-		}
+	if err := b.volume(ctx, nodeA, name, size); err != nil {
+		return err
 	}
 	return b.deployment.commands(ctx,
-		fmt.Sprintf("group create %s --primary %s --secondary %s", name, nodeA, nodeC),
-		fmt.Sprintf("pair add %[1]s %[2]s/%[1]s %[3]s/%[1]s --assume-equal", name, nodeA, nodeC))
+		fmt.Sprintf("volume create %s/%s --size %d", nodeC, name, size),
+		fmt.Sprintf("group create %s --primary %s --secondary %s", groupOf(name), nodeA, nodeC),
+		fmt.Sprintf("pair add %[1]s %[3]s/%[2]s %[4]s/%[2]s", groupOf(name), name, nodeA, nodeC))
 }
+
+// groupOf names the group of a volume. Its journals have the group's name, and share a namespace with volumes.
+func groupOf(volume string) string { return "g-" + volume }
 
 // lagCase loads the copied volume with 80 % of what it takes at most and times the secondary's catching up.
 func lagCase(ctx context.Context, b *bench) error {
@@ -304,7 +339,7 @@ func lagCase(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		lag, err := b.deployment.waitLag(ctx, "copied", time.Minute)
+		lag, err := b.deployment.waitLag(ctx, groupOf("copied"), time.Minute)
 		if err != nil {
 			return err
 		}
@@ -340,11 +375,11 @@ func memoryCase(ctx context.Context, b *bench) error {
 
 	// The outage may have filled the journal; the cases behind this one need the copy in step again.
 	var g group
-	if err := b.deployment.get(ctx, "/v1/groups/copied", &g); err != nil {
+	if err := b.deployment.get(ctx, "/v1/groups/"+groupOf("copied"), &g); err != nil {
 		return err
 	}
 	if g.State == "suspended" {
-		if err := b.deployment.commands(ctx, "group resume copied"); err != nil {
+		if err := b.deployment.commands(ctx, "group resume "+groupOf("copied")); err != nil {
 			return err
 		}
 	}

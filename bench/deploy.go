@@ -24,6 +24,7 @@ type deployment struct {
 	url     string // the manager's
 	nodes   map[string]*process
 	gateway *process
+	http    map[string]string // addresses for profiles, by process
 }
 
 // Names of the deployment's nodes.
@@ -41,7 +42,7 @@ func deploy(ctx context.Context, binary, dir string) (d *deployment, err error) 
 	if err != nil {
 		return nil, err
 	}
-	d = &deployment{binary: binary, dir: dir, nodes: map[string]*process{}}
+	d = &deployment{binary: binary, dir: dir, nodes: map[string]*process{}, http: map[string]string{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.stop())
@@ -57,13 +58,16 @@ func deploy(ctx context.Context, binary, dir string) (d *deployment, err error) 
 	}
 	d.url = "http://" + ready["listen"]
 	for name, site := range map[string]string{nodeA: "local", nodeB: "local", nodeC: "remote"} {
-		d.nodes[name], _, err = d.serve(ctx, "node", name, "--site", site, "--listen", "127.0.0.1:0",
-			"--nbd-unix", d.socket(name), "--memory", nodeMemory)
+		d.nodes[name], ready, err = d.serve(ctx, "node", name, "--site", site, "--listen", "127.0.0.1:0",
+			"--nbd-unix", d.socket(name), "--memory", nodeMemory, "--http", "127.0.0.1:0")
 		if err != nil {
 			return d, err
 		}
+		d.http[name] = ready["http"]
 	}
-	d.gateway, _, err = d.serve(ctx, "gateway", "g", "--site", "local", "--nbd", "127.0.0.1:0", "--nbd-unix", d.socket("g"))
+	d.gateway, ready, err = d.serve(ctx, "gateway", "g", "--site", "local", "--nbd", "127.0.0.1:0", "--nbd-unix", d.socket("g"),
+		"--http", "127.0.0.1:0")
+	d.http["g"] = ready["http"]
 	return d, err
 }
 

@@ -34,6 +34,7 @@ type options struct {
 	memoryCap int64         // bytes that a node may use under full load
 	peersOnly bool
 	keep      bool
+	profiles  string // directory for CPU profiles of our processes; "": none
 }
 
 func main() {
@@ -81,6 +82,7 @@ func parse(args []string) (o options, list bool, err error) {
 	memoryCap := f.String("memory-cap", "768MiB", "what a node started with --memory 512MiB may use of memory under full load")
 	f.BoolVar(&o.peersOnly, "peers", false, "measure the peers alone: what this machine gives, no goals")
 	f.BoolVar(&o.keep, "keep", false, "keep the files")
+	f.StringVar(&o.profiles, "profile", "", "an existing directory for CPU profiles of gateway and nodes, one for each measurement")
 	f.BoolVar(&list, "list", false, "list the cases")
 	if err := f.Parse(args); err != nil {
 		return o, false, err

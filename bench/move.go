@@ -114,14 +114,14 @@ func (m *migration) prepare(ctx context.Context) (e endpoint, err error) {
 // fill does the whole move: ours changes hands first and fills the target behind the hosts' backs.
 func (m *migration) fill(ctx context.Context) error {
 	limit := fmt.Sprintf("--timeout=%v", moveLimit)
-	if _, err := m.b.deployment.cli(ctx, 2*moveLimit, "migrate", "start", m.name, "--to", nodeB, limit); err != nil {
+	if _, err := m.b.deployment.cli(ctx, 2*moveLimit, "migrate", "start", groupOf(m.name), "--to", nodeB, limit); err != nil {
 		return err
 	}
 	var shown struct {
 		Phase   string   `json:"phase"`
 		PauseMS *float64 `json:"pause_ms"`
 	}
-	if err := m.b.deployment.get(ctx, "/v1/migrations/"+m.name+"-1", &shown); err != nil {
+	if err := m.b.deployment.get(ctx, "/v1/migrations/"+groupOf(m.name)+"-1", &shown); err != nil {
 		return err
 	}
 	if shown.Phase != "filled" || shown.PauseMS == nil {
@@ -141,19 +141,18 @@ func (m *migration) remove(ctx context.Context) error {
 		return nil
 	}
 	lines := []string{
-		"migrate commit NAME --yes", "vvol delete NAME --yes", "pair remove NAME b/NAME --yes", "group delete NAME --yes",
+		"migrate commit GROUP --yes", "vvol delete NAME --yes", "group delete GROUP --yes",
 		"volume delete a/NAME --yes", "volume delete b/NAME --yes", "volume delete c/NAME --yes",
-		"journal delete a/NAME --yes", "journal delete b/NAME --yes", "journal delete c/NAME --yes",
+		"journal delete a/GROUP --yes", "journal delete b/GROUP --yes", "journal delete c/GROUP --yes",
 	}
+	names := strings.NewReplacer("NAME", m.name, "GROUP", groupOf(m.name))
 	for _, line := range lines {
 		// What is gone already, because it went with something else, is no error here: the files are what matters.
-		if _, err := m.b.deployment.cli(ctx, time.Minute, strings.Fields(strings.ReplaceAll(line, "NAME", m.name))...); err != nil {
+		if _, err := m.b.deployment.cli(ctx, time.Minute, strings.Fields(names.Replace(line))...); err != nil {
 			progress("  note: %v", err)
 		}
 	}
-	for _, node := range []string{nodeA, nodeC} {
-		os.Remove(filepath.Join(m.b.dir, node+"-"+m.name+".raw"))
-	}
+	os.Remove(filepath.Join(m.b.dir, nodeA+"-"+m.name+".raw"))
 	return nil
 }
 

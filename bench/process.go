@@ -140,6 +140,23 @@ func (p *process) memory() (int64, error) {
 	return 0, errors.New("no RssAnon in /proc/PID/status")
 }
 
+// cpu reads how long the process has kept processors busy so far, in itself and in the kernel.
+func (p *process) cpu() (time.Duration, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(data), ") ") // the name before may hold anything
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, errors.New("/proc/PID/stat is short")
+	}
+	user, err1 := strconv.ParseInt(fields[11], 10, 64)
+	system, err2 := strconv.ParseInt(fields[12], 10, 64)
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go runs on
+	return time.Duration(user+system) * tick, errors.Join(err1, err2)
+}
+
 // tail is the end of a text, for error messages.
 func tail(s string) string {
 	const most = 2000

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,7 +25,7 @@ func (g *gateway) listenHTTP(ready *Ready) (net.Listener, error) {
 	return l, nil
 }
 
-// serveHTTP serves /livez, /readyz and /metrics until ctx ends.
+// serveHTTP serves /livez, /readyz, /metrics and Go's profiles until ctx ends.
 func (g *gateway) serveHTTP(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		return nil
@@ -33,6 +34,9 @@ func (g *gateway) serveHTTP(ctx context.Context, l net.Listener) error {
 	registry.MustRegister(g)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !g.ready.Load() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"slices"
 	"sync"
 
@@ -240,5 +241,8 @@ func (n *Node) healthHandler() http.Handler {
 	mux.HandleFunc("GET /livez", ok)
 	mux.HandleFunc("GET /readyz", ok)
 	mux.Handle("GET /metrics", n.metricsHandler())
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
