@@ -49,8 +49,6 @@ type group struct {
 	run *scope // the group's own loops
 
 	copyWake chan struct{} // copyLoop looks again
-	resume   bool          // a resync is asked for
-	atOnce   bool          // and may leave the secondary inconsistent on the way
 	cause    string        // of the last change of the pair state
 	copySeen copySeen
 }

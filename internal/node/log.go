@@ -33,6 +33,8 @@ func logError(err error) error {
 	switch {
 	case errors.Is(err, journal.ErrFull):
 		return fmt.Errorf("%w: %w", volume.ErrFull, err)
+	case errors.Is(err, journal.ErrTooLarge):
+		return fmt.Errorf("%w: %w", volume.ErrTooLarge, err)
 	case errors.Is(err, journal.ErrTrimmed):
 		return fmt.Errorf("%w: %w", volume.ErrTrimmed, err)
 	}

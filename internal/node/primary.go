@@ -182,15 +182,13 @@ func (g *group) copyLoop(ctx context.Context) {
 func (g *group) copyOnce(ctx context.Context) error {
 	switch g.sub.State() {
 	case volume.SubSuspended:
-		g.mu.Lock()
-		asked, atOnce := g.resume, g.atOnce
-		g.mu.Unlock()
-		if !asked {
+		rec := g.n.state.view().Groups[g.name]
+		if rec == nil || !rec.Resume {
 			return nil
 		}
-		return g.resync(ctx, atOnce)
-	case volume.SubResyncing:
-		return g.resync(ctx, false)
+		return g.resync(ctx, rec.AtOnce)
+	case volume.SubResyncing: // an earlier try ended before its end was appended, or before that was acknowledged
+		return g.resync(ctx, g.n.state.view().Groups[g.name].AtOnce)
 	}
 	return g.initialCopies(ctx)
 }
@@ -252,10 +250,19 @@ func (g *group) resync(ctx context.Context, atOnce bool) error {
 	if _, err := g.sub.EndStep(ctx); err != nil {
 		return err
 	}
-	g.mu.Lock()
-	g.resume = false
-	g.mu.Unlock()
+	if err := g.setResume(false, false); err != nil {
+		return err
+	}
 	return g.initialCopies(ctx)
+}
+
+func (g *group) setResume(asked, atOnce bool) error {
+	return g.n.state.update(func(d *durable) error {
+		if r := d.Groups[g.name]; r != nil {
+			r.Resume, r.AtOnce = asked, atOnce
+		}
+		return nil
+	})
 }
 
 func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
@@ -263,9 +270,9 @@ func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
 	if err != nil {
 		return control.GroupStatus{}, err
 	}
-	g.mu.Lock()
-	g.resume = false
-	g.mu.Unlock()
+	if err := g.setResume(false, false); err != nil {
+		return control.GroupStatus{}, err
+	}
 	if err := g.sub.Suspend("by command"); err != nil {
 		return control.GroupStatus{}, err
 	}
@@ -278,11 +285,32 @@ func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) 
 	if err != nil {
 		return control.GroupStatus{}, err
 	}
-	g.mu.Lock()
-	g.resume, g.atOnce = true, in.AllowInconsistent
-	g.mu.Unlock()
+	if g.sub.State() == volume.SubSuspended {
+		if err := g.stepFits(in.AllowInconsistent); err != nil {
+			return control.GroupStatus{}, err
+		}
+		if err := g.setResume(true, in.AllowInconsistent); err != nil {
+			return control.GroupStatus{}, err
+		}
+	}
 	g.pokeCopy()
 	return g.status(), nil
+}
+
+// stepShare is the part of a journal that the marked blocks of a step may take: the secondary keeps the whole step, with
+// what hosts write meanwhile, until its end has come.
+const stepShare = 4
+
+// stepFits refuses a resync that the secondary's journal could not hold as one step. This side's journal stands for it:
+// both are made of one size unless the operator has chosen otherwise.
+func (g *group) stepFits(allowInconsistent bool) error {
+	_, capacity := g.jnl.Space()
+	if marked := g.sub.ChangedBytes(); !allowInconsistent && marked > capacity/stepShare {
+		return refused("group %s: %d bytes have changed, more than %d, a quarter of the journal, that one step may take: "+
+			"resume with --allow-inconsistent; the secondary is then no consistent image until the resync has ended",
+			g.name, marked, capacity/stepShare)
+	}
+	return nil
 }
 
 // feeding returns a group that this node feeds to a secondary.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -28,6 +29,13 @@ type peerVolume struct {
 	closed bool
 	cause  error // why there is no connection
 
+	// Hosts of this node's own exports have no session. Their requests get one here, so that what is sent again after
+	// a loss is done once.
+	session uint64
+	number  uint64              // last one given
+	open    map[uint64]struct{} // given and not answered
+	floor   uint64              // all up to it are answered
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wake   chan struct{}
@@ -35,7 +43,8 @@ type peerVolume struct {
 }
 
 func newPeerVolume(ctx context.Context, self wire.Hello, volume string, size int64, addr func() string, log *slog.Logger) *peerVolume {
-	p := &peerVolume{addr: addr, self: self, volume: volume, size: size, log: log, wake: make(chan struct{}, 1)}
+	p := &peerVolume{addr: addr, self: self, volume: volume, size: size, log: log, wake: make(chan struct{}, 1),
+		session: rand.Uint64() | 1, open: map[uint64]struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.work.Go(p.run)
 	return p
@@ -50,6 +59,7 @@ func (p *peerVolume) Submit(reqs []*block.Request) {
 		finishAll(reqs, block.ErrShutdown)
 		return
 	}
+	p.identify(reqs)
 	if c == nil || len(p.queue) > 0 {
 		p.queue = append(p.queue, reqs...)
 		p.mu.Unlock()
@@ -67,6 +77,34 @@ func (p *peerVolume) Submit(reqs []*block.Request) {
 		return
 	}
 	c.WaitRoom()
+}
+
+// identify is called under mu. Requests are the caller's copies, which are ours until they are answered.
+func (p *peerVolume) identify(reqs []*block.Request) {
+	for _, r := range reqs {
+		if r.Session != 0 || r.Flags&block.FlagFetch != 0 {
+			continue
+		}
+		p.number++
+		r.Session, r.Number, r.Floor = p.session, p.number, p.floor
+		p.open[p.number] = struct{}{}
+	}
+}
+
+// answered is called by a client for every answer.
+func (p *peerVolume) answered(r *block.Request, _ uint64, err error) {
+	if r.Session == p.session {
+		p.mu.Lock()
+		delete(p.open, r.Number)
+		for p.floor < p.number {
+			if _, waits := p.open[p.floor+1]; waits {
+				break
+			}
+			p.floor++
+		}
+		p.mu.Unlock()
+	}
+	r.Finish(err)
 }
 
 func finishAll(reqs []*block.Request, err error) {
@@ -135,7 +173,7 @@ func (p *peerVolume) connect() error {
 		if addr == "" {
 			return errors.New("address not known")
 		}
-		fresh, err := wire.DialIO(p.ctx, addr, p.self, wire.IOParams{Volume: p.volume}, wire.IOClientHooks{Lost: p.lost})
+		fresh, err := wire.DialIO(p.ctx, addr, p.self, wire.IOParams{Volume: p.volume}, wire.IOClientHooks{Done: p.answered, Lost: p.lost})
 		if err != nil {
 			return err
 		}
@@ -170,7 +208,7 @@ func (p *peerVolume) Err() error {
 	return p.cause
 }
 
-// Epoch is the peer's, as it last said.
+// Close answers what waits with an error and ends the connection.
 func (p *peerVolume) Close() {
 	p.mu.Lock()
 	p.closed = true

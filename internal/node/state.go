@@ -40,11 +40,12 @@ type groupRecord struct {
 	Role    string            `json:"role"`    // control.Role…
 	Journal string            `json:"journal"` // of this node
 	Members []memberRecord    `json:"members"`
-	// Suspended is durable before anything is trimmed that the secondary lacks.
-	Suspended      bool   `json:"suspended"`
-	SuspendedCause string `json:"suspended_cause"`
 	// Belief is, at a secondary, whom it copies from (receiver's encoding).
 	Belief json.RawMessage `json:"belief,omitempty"`
+	// Resume: a resync was asked for and has not ended; a restart goes on with it. AtOnce: it may leave the secondary
+	// inconsistent on the way.
+	Resume bool `json:"resume"`
+	AtOnce bool `json:"at_once"`
 	// Inconsistent, at a secondary: the image is between two cuts (a step applied at once has not ended).
 	Inconsistent bool `json:"inconsistent"`
 	// Epoch is the one in which this node serves or will: as primary, as target of a move, reopened as its source.

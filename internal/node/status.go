@@ -233,10 +233,12 @@ func (g *group) pairState(rec *groupRecord) (state string, consistent bool) {
 		initial = initial || m.Initial
 	}
 	switch s := g.sub.State(); {
+	case s == volume.SubSuspended && rec.Resume:
+		return "resyncing", !initial
 	case s == volume.SubSuspended:
 		return "suspended", !initial
 	case s == volume.SubResyncing:
-		return "resyncing", !initial && !g.atOnce
+		return "resyncing", !initial && !rec.AtOnce
 	case initial:
 		return "initial-copy", false
 	}
