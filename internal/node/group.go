@@ -33,6 +33,8 @@ type group struct {
 	epoch uint64 // in which this node serves; 0: it does not
 	err   error  // why it does not work
 
+	closed bool
+
 	jnl  *journal.Journal
 	vg   *volume.Group
 	maps map[uint16]changedMap
@@ -169,18 +171,21 @@ func (g *group) openMaps(rec *groupRecord) error {
 func (g *group) close() error {
 	g.feed.stop()
 	g.run.stop()
+	g.mu.Lock()
+	vg, jnl, maps := g.vg, g.jnl, g.maps
+	g.vg, g.jnl, g.maps, g.closed = nil, nil, nil, true
+	g.mu.Unlock()
 	var errs []error
 	switch {
-	case g.vg != nil:
-		errs = append(errs, g.vg.Close()) // closes the log
-	case g.jnl != nil:
-		errs = append(errs, g.jnl.Close())
+	case vg != nil:
+		errs = append(errs, vg.Close()) // closes the log
+	case jnl != nil:
+		errs = append(errs, jnl.Close())
 	}
-	for _, m := range g.maps {
+	for _, m := range maps {
 		errs = append(errs, m.dev.Close())
 	}
 	errs = append(errs, g.wan.close())
-	g.vg, g.jnl, g.maps = nil, nil, nil
 	return errors.Join(errs...)
 }
 

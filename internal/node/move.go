@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gantline/internal/control"
@@ -20,7 +21,7 @@ type move struct {
 	// seal serialises what may end or reopen the source's epoch.
 	seal sync.Mutex
 
-	target *migrate.Target
+	target atomic.Pointer[migrate.Target]
 	ops    *targetOps
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -268,7 +269,7 @@ func (n *Node) moveThrough(_ context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if m.target == nil {
+	if m.target.Load() == nil {
 		return refused("migration %s: node %s is not its target", id, n.cfg.Name)
 	}
 	if rec.Stage != migrate.Registered && rec.Stage != migrate.Through {
@@ -278,7 +279,7 @@ func (n *Node) moveThrough(_ context.Context, id string) error {
 	if err := m.ops.Relay(); err != nil {
 		return err
 	}
-	err = m.target.Update(func(r *migrate.Record) {
+	err = m.target.Load().Update(func(r *migrate.Record) {
 		r.Stage = migrate.Through
 		r.Note(control.StepThrough, time.Now())
 	})
@@ -293,10 +294,10 @@ func (n *Node) moveRun(_ context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if m.target == nil {
+	if m.target.Load() == nil {
 		return refused("migration %s: node %s is not its target", id, n.cfg.Name)
 	}
-	return m.target.Order()
+	return m.target.Load().Order()
 }
 
 // moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it.
@@ -379,7 +380,7 @@ func (n *Node) moveDeregister(ctx context.Context, id string) error {
 	if err := n.saveMove(rec); err != nil {
 		return err
 	}
-	m.target = nil
+	m.target.Store(nil)
 	n.cfg.Point(control.StepDeregister, "after")
 	return nil
 }

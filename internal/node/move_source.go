@@ -142,14 +142,14 @@ func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
 
 // drained: the secondary has all up to the cut durably.
 func (g *group) drained() bool {
-	cut, _, ok := g.vg.Sealed()
-	if !ok {
+	g.mu.Lock()
+	vg, sub := g.vg, g.sub
+	g.mu.Unlock()
+	if vg == nil || sub == nil {
 		return false
 	}
-	g.mu.Lock()
-	sub := g.sub
-	g.mu.Unlock()
-	if sub == nil {
+	cut, _, ok := vg.Sealed()
+	if !ok {
 		return false
 	}
 	_, durable, _ := sub.Cursor()

@@ -68,9 +68,10 @@ func (n *Node) startTarget(m *move, rec *migrate.Record) error {
 	if err := m.ops.firstMode(rec); err != nil {
 		return err
 	}
-	m.target = migrate.NewTarget(rec, m.ops, n.log, n.cfg.Point)
+	target := migrate.NewTarget(rec, m.ops, n.log, n.cfg.Point)
+	m.target.Store(target)
 	m.work.Go(func() {
-		if err := m.target.Run(m.ops.ctx); err != nil && m.ops.ctx.Err() == nil {
+		if err := target.Run(m.ops.ctx); err != nil && m.ops.ctx.Err() == nil {
 			n.log.Error("move stopped", "id", m.id, "cause", err)
 		}
 	})
@@ -91,6 +92,9 @@ func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targ
 	self := wire.Hello{Role: "node", Name: o.n.cfg.Name, Instance: o.n.instance}
 	d.peer = newPeerVolume(ctx, self, remote, mv.Size, func() string { return o.n.addressOf(o.spec.Source) }, o.n.log)
 	d.vol.vol.SetRelay(d.peer)
+	if d.vol.epoch.Load() == 0 {
+		d.vol.epoch.Store(o.spec.Group.Epoch) // what it relays is served in
+	}
 	if o.spec.Limit > 0 {
 		d.limiter = rate.NewLimiter(rate.Limit(o.spec.Limit), int(min(o.spec.Limit, 8<<20)))
 	}

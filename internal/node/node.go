@@ -91,6 +91,7 @@ type Node struct {
 
 	mu      sync.Mutex
 	volumes map[string]*nodeVolume
+	broken  map[string]error // volumes that could not be opened, and why
 	groups  map[string]*group
 	moves   map[string]*move
 	callers map[string]*wire.Caller
@@ -145,20 +146,17 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx,
-		volumes: map[string]*nodeVolume{}, groups: map[string]*group{}, moves: map[string]*move{},
+		volumes: map[string]*nodeVolume{}, broken: map[string]error{}, groups: map[string]*group{}, moves: map[string]*move{},
 		callers: map[string]*wire.Caller{}, address: map[string]string{}}
 	n.exports = newExports(n)
 	n.sessions = wire.NewSessions(wire.SessionLimits{}, nil)
 	d := st.view()
 	for _, rec := range d.Volumes {
-		dev, err := cfg.Devices.Open(rec.Device)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("volume %s/%s: %w", cfg.Name, rec.Name, err), n.stop())
+		// A volume that cannot be opened does not keep the others from serving; it and its group say why.
+		if err := n.openVolume(rec); err != nil {
+			n.log.Error("volume not opened", "volume", rec.Name, "cause", err)
+			n.broken[rec.Name] = err
 		}
-		if dev.Size() != rec.Size {
-			return nil, errors.Join(fmt.Errorf("volume %s/%s: %s has %d bytes, recorded are %d", cfg.Name, rec.Name, rec.Device, dev.Size(), rec.Size), n.stop())
-		}
-		n.addVolume(rec, dev)
 	}
 	if err := n.startGroups(d); err != nil {
 		return nil, errors.Join(err, n.stop())

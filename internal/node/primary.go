@@ -364,10 +364,13 @@ func (g *group) resumeSource(rec *groupRecord, cut record.Seq) error {
 
 // sealed: the log ends with a fence and no later epoch has been opened here.
 func (g *group) sealed() bool {
-	if g.vg == nil {
+	g.mu.Lock()
+	vg := g.vg
+	g.mu.Unlock()
+	if vg == nil {
 		return false
 	}
-	_, _, ok := g.vg.Sealed()
+	_, _, ok := vg.Sealed()
 	return ok
 }
 

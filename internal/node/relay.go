@@ -228,14 +228,17 @@ func (p *peerVolume) Fetch(ctx context.Context, off int64, data []byte) error {
 	if err := p.Err(); err != nil {
 		return err // a fetch has its own retries; it does not wait here
 	}
+	// The answer may come after the caller has given up and used data for something else: it goes into a buffer of its
+	// own first.
 	done := make(waiter, 1)
-	r := &block.Request{Op: block.OpRead, Flags: block.FlagFetch, Offset: off, Length: int64(len(data)), Data: data, Completer: done}
+	r := &block.Request{Op: block.OpRead, Flags: block.FlagFetch, Offset: off, Length: int64(len(data)),
+		Data: make([]byte, len(data)), Completer: done}
 	p.Submit([]*block.Request{r})
 	select {
 	case <-done:
+		copy(data, r.Data)
 		return r.Err
 	case <-ctx.Done():
-		// The answer may still come and be written into data: the caller gives the buffer up with the error.
 		return context.Cause(ctx)
 	}
 }

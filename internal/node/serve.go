@@ -127,7 +127,8 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 	hooks := wire.IOHooks{
 		Epoch: func() uint64 { return n.epochOf(v) },
 		Admit: func(epoch uint64) error {
-			if epoch > n.epochOf(v) && v.vol.Mode() != volume.ModeMoved {
+			// Only who serves may find a request to be of an epoch it has not heard of yet; others relay, hold or refuse it.
+			if mode := v.vol.Mode(); epoch > n.epochOf(v) && (mode == volume.ModeNormal || mode == volume.ModeMigrating) {
 				return wire.ErrStale
 			}
 			return nil

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -64,8 +65,14 @@ func (n *Node) status() control.NodeStatus {
 func (n *Node) volumeStatus(name string) (control.VolumeStatus, error) {
 	d := n.state.view()
 	rec, v := d.Volumes[name], n.volume(name)
-	if rec == nil || v == nil {
+	if rec == nil {
 		return control.VolumeStatus{}, notFound("volume %s/%s does not exist", n.cfg.Name, name)
+	}
+	if v == nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return control.VolumeStatus{Name: name, ID: rec.ID, Size: rec.Size, Device: rec.Device, Role: "lone",
+			Mode: volume.ModeFailed.String(), State: fmt.Sprint(n.broken[name])}, nil
 	}
 	st := control.VolumeStatus{Name: name, ID: rec.ID, Size: rec.Size, Device: rec.Device, Role: "lone",
 		Mode: v.vol.Mode().String(), State: "ok"}
@@ -314,10 +321,11 @@ func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
 }
 
 func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
-	if m.target == nil {
+	target := m.target.Load()
+	if target == nil {
 		return
 	}
-	rec, blocked := m.target.View()
+	rec, blocked := target.View()
 	st.Phase, st.Steps, st.Error, st.BlockedOn, st.PauseMS = rec.Phase(), rec.Steps, rec.Error, blocked, rec.PauseMS
 	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
 	if cut := rec.Cut(); cut > 0 {

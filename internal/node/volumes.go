@@ -119,6 +119,19 @@ func freeBytes(path string) (int64, error) {
 	}
 }
 
+// openVolume opens a recorded volume at the start of the node.
+func (n *Node) openVolume(rec *volumeRecord) error {
+	dev, err := n.cfg.Devices.Open(rec.Device)
+	if err != nil {
+		return err
+	}
+	if dev.Size() != rec.Size {
+		return errors.Join(fmt.Errorf("%s has %d bytes, recorded are %d", rec.Device, dev.Size(), rec.Size), dev.Close())
+	}
+	n.addVolume(rec, dev)
+	return nil
+}
+
 func (n *Node) addVolume(rec *volumeRecord, dev block.Device) {
 	v := &nodeVolume{name: rec.Name, dev: dev}
 	opt := volume.Options{}
@@ -129,6 +142,12 @@ func (n *Node) addVolume(rec *volumeRecord, dev block.Device) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.volumes[rec.Name] = v
+}
+
+func (n *Node) brokenCause(name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.broken[name]
 }
 
 func (n *Node) volume(name string) *nodeVolume {
@@ -149,6 +168,9 @@ func (n *Node) deleteVolume(ctx context.Context, name string) error {
 		return refused("volume %s/%s is in use by %s", n.cfg.Name, name, user)
 	}
 	v := n.volume(name)
+	if v == nil {
+		return refused("volume %s/%s could not be opened: %v; mend or replace %s and restart the node", n.cfg.Name, name, n.brokenCause(name), rec.Device)
+	}
 	if err := n.exports.forget(ctx, name); err != nil {
 		return refused("volume %s/%s: %v", n.cfg.Name, name, err)
 	}
