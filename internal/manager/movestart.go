@@ -330,6 +330,17 @@ func (m *Manager) moveCommit(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	id := mg.V.ID
+	if mg.V.Active() { // the store lags what `migrate show` has just said
+		var st control.MigrationStatus
+		if m.nodes.call(ctx, mg.V.Target, control.CallMigrateStatus, control.MigrationID{ID: id}, &st, liveTimeout) == nil {
+			if err := m.mergeMove(ctx, id, &st); err != nil {
+				return "", err
+			}
+			if mg, err = load[control.Migration](ctx, m, control.KindMigration, id); err != nil {
+				return "", err
+			}
+		}
+	}
 	switch mg.V.Phase {
 	case control.PhaseCommitted:
 		return id, nil
