@@ -46,7 +46,7 @@ func killPoint(env func(string) (string, bool), dataDir string, stderr io.Writer
 			}
 			return
 		}
-		fmt.Fprintf(stderr, "kill point %s\n", at)
+		fmt.Fprintf(stderr, "kill point %s\n", step)
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 		select {} // the signal comes at any moment; nothing may happen until then
 	}, nil

@@ -98,7 +98,7 @@ const (
 	maxRequestHeader = 64 << 10 // bytes
 	headerTimeout    = 10 * time.Second
 	idleTimeout      = 2 * time.Minute
-	shutdownTimeout  = 5 * time.Second
+	shutdownTimeout  = 2 * time.Second
 )
 
 // Serve runs the manager with its API on l until ctx ends.

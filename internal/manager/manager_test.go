@@ -28,7 +28,8 @@ type system struct {
 	nodes  map[string]*fakenode.Node
 	point  func(step, edge string)
 
-	stop func()
+	stop func() // and joins
+	cut  func() // without joining
 	m    *Manager
 }
 
@@ -71,6 +72,11 @@ func (s *system) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Serve(ctx, l) }()
+	s.cut = sync.OnceFunc(func() {
+		cancel()
+		_ = l.Close()
+		s.stop = func() {}
+	})
 	s.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -42,6 +42,7 @@ type Node struct {
 	Refuse   bool                    // a target refuses durably instead of asking for the decision
 
 	mgr    Manager
+	ctx    context.Context // of the present run
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 }
@@ -74,7 +75,7 @@ func (n *Node) Start(mgr Manager, instance string) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.Lock()
-	n.Addr, n.Instance, n.mgr, n.cancel = l.Addr().String(), instance, mgr, cancel
+	n.Addr, n.Instance, n.mgr, n.ctx, n.cancel = l.Addr().String(), instance, mgr, ctx, cancel
 	moves := n.Moves
 	n.Unlock()
 	server := wire.NewServer(wire.Handlers{Self: wire.Hello{Role: "node", Name: n.Name}, Call: n.serve}, wire.Limits{})
@@ -131,9 +132,18 @@ func bad(kind wire.Kind, format string, args ...any) error {
 	return &wire.Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
 }
 
-func (n *Node) serve(ctx context.Context, _ wire.Hello, method string, params json.RawMessage) (any, error) {
+func (n *Node) serve(_ context.Context, _ wire.Hello, method string, params json.RawMessage) (any, error) {
 	n.Lock()
 	defer n.Unlock()
+	out, err := n.answer(method, params)
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(out) // under the lock: what is answered may change at once
+	return json.RawMessage(body), err
+}
+
+func (n *Node) answer(method string, params json.RawMessage) (any, error) {
 	var object struct {
 		Name  string `json:"name"`
 		ID    string `json:"id"`
@@ -164,7 +174,7 @@ func (n *Node) serve(ctx context.Context, _ wire.Hello, method string, params js
 	case control.CallGroupConfigure, control.CallGroupSuspend, control.CallGroupResume, control.CallGroupDelete:
 		return n.group(method, object.Name, params)
 	}
-	return n.migrate(ctx, method, object.ID, params)
+	return n.migrate(method, object.ID, params)
 }
 
 func (n *Node) status() control.NodeStatus {
@@ -252,7 +262,7 @@ func (n *Node) configure(in control.GroupSpec) *control.GroupStatus {
 	return g
 }
 
-func (n *Node) migrate(ctx context.Context, method, id string, params json.RawMessage) (any, error) {
+func (n *Node) migrate(method, id string, params json.RawMessage) (any, error) {
 	switch method {
 	case control.CallMigrateCheck:
 		return control.MigrationCheck{DataBytes: 4096, FreeBytes: n.Free}, nil
@@ -276,7 +286,8 @@ func (n *Node) migrate(ctx context.Context, method, id string, params json.RawMe
 	case control.CallMigrateRun:
 		if !mv.ran {
 			mv.ran = true
-			n.work.Go(func() { n.take(context.WithoutCancel(ctx), id) })
+			run := n.ctx
+			n.work.Go(func() { n.take(run, id) })
 		}
 	case control.CallMigrateReopen:
 		st.Serving = mv.Spec.Group.Epoch + 2
