@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"gantline/internal/control"
 )
 
@@ -106,12 +108,12 @@ func (m *Manager) groupCreate(ctx context.Context, in control.GroupRequest) erro
 			return err
 		}
 	}
+	if err := m.makeJournals(ctx, &g); err != nil {
+		return err
+	}
 	c := m.change()
-	for _, j := range []struct {
-		name *string
-		node string
-	}{{&g.PrimaryJournal, g.Primary}, {&g.SecondaryJournal, g.Secondary}} {
-		if err := m.takeJournal(ctx, c, &g, j.name, j.node); err != nil {
+	for _, name := range []string{g.PrimaryJournal, g.SecondaryJournal} {
+		if err := m.takeJournal(ctx, c, &g, name); err != nil {
 			return err
 		}
 	}
@@ -134,23 +136,37 @@ func sameGroup(old, in *control.Group) bool {
 		(in.SecondaryJournal == "" || in.SecondaryJournal == old.SecondaryJournal)
 }
 
-// takeJournal gives a journal to a group, in c. Where none is named it makes NODE/GROUP.
-func (m *Manager) takeJournal(ctx context.Context, c *change, g *control.Group, name *string, node string) error {
-	if *name == "" {
-		*name = node + "/" + g.Name
-		if _, err := m.journalCreate(ctx, control.JournalRequest{Name: *name, Size: defaultJournal}, true); err != nil {
+// makeJournals makes NODE/GROUP where no journal is named, on both nodes at a time: each writes all of it once.
+func (m *Manager) makeJournals(ctx context.Context, g *control.Group) error {
+	var make errgroup.Group
+	for _, j := range []struct {
+		name *string
+		node string
+	}{{&g.PrimaryJournal, g.Primary}, {&g.SecondaryJournal, g.Secondary}} {
+		if *j.name != "" {
+			continue
+		}
+		*j.name = j.node + "/" + g.Name
+		make.Go(func() error {
+			_, err := m.journalCreate(ctx, control.JournalRequest{Name: *j.name, Size: defaultJournal}, true)
 			return err
-		}
-		if planOf(ctx) != nil {
-			return nil
-		}
+		})
 	}
-	j, err := load[control.Journal](ctx, m, control.KindJournal, *name)
-	if err != nil {
+	return make.Wait()
+}
+
+// takeJournal gives a journal to a group, in c.
+func (m *Manager) takeJournal(ctx context.Context, c *change, g *control.Group, name string) error {
+	j, exists, err := find[control.Journal](ctx, m, control.KindJournal, name)
+	switch {
+	case err != nil:
 		return err
-	}
-	if j.V.Group != "" {
-		return control.Errorf(control.KindRefused, "journal %s serves group %s; groups never share one", *name, j.V.Group)
+	case !exists && planOf(ctx) != nil && name == control.NodeOf(name)+"/"+g.Name:
+		return nil // it would have been made
+	case !exists:
+		return notFound(control.KindJournal, name)
+	case j.V.Group != "":
+		return control.Errorf(control.KindRefused, "journal %s serves group %s; groups never share one", name, j.V.Group)
 	}
 	j.V.Group = g.Name
 	c.put(j.Key, j.Rev, j.V)

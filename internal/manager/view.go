@@ -367,8 +367,10 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 			}
 		}
 	}
+	// Figures are the target's of this moment; phase and steps are the stored ones, because other commands go by those: who
+	// has seen "filled" here is not refused for its absence there.
 	seen := rec.Seen
-	v.Phase, v.Steps, v.Cut, v.Epoch, v.PauseMS = rec.Phase, rec.Steps, seen.Cut, seen.Epoch, seen.PauseMS
+	v.Phase, v.Steps, v.Cut, v.Epoch, v.PauseMS = mg.Phase, mg.Steps, seen.Cut, seen.Epoch, seen.PauseMS
 	v.Regions = control.RegionsView{Total: seen.Total, Present: seen.Present}
 	v.Bytes = control.MovedBytesView{Background: seen.Background, OnDemand: seen.OnDemand, Twice: seen.Twice}
 	v.WANBytesSent = seen.WANBytesSent
