@@ -27,7 +27,8 @@ type File struct {
 	fd     int
 	closed bool
 
-	flush *flusher
+	flush  *flusher
+	splits *splitter // nil: not for this one
 
 	// What the file system or device below was found not to support, so that it is asked once.
 	noNowait, noPunch, noZeroRange, noSeek atomic.Bool
@@ -114,6 +115,9 @@ func openClaimed(path string, flags int) (*File, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
+	if !f.id.raw {
+		f.splits = newSplitter(f.size)
+	}
 	return f, nil
 }
 
@@ -157,7 +161,7 @@ func (f *File) establish(size int64) error {
 	if err := dir.Sync(); err != nil {
 		return err
 	}
-	f.size = size
+	f.size, f.splits = size, newSplitter(size)
 	return nil
 }
 
@@ -190,6 +194,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer f.leave()
+	f.splits.moved(off, int64(len(p)))
 	done := 0
 	for done < len(p) {
 		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
@@ -223,7 +228,14 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer f.leave()
-	return f.write("write", p, off)
+	if f.splits.due(off, int64(len(p))) {
+		f.split(off)
+	}
+	n, err := f.write("write", p, off)
+	if f.splits.moved(off, int64(n)) {
+		f.beginWriteBack(off)
+	}
+	return n, err
 }
 
 // write is WriteAt without its checks.
@@ -251,6 +263,12 @@ func (f *File) WritevAt(bufs [][]byte, off int64) error {
 		return err
 	}
 	defer f.leave()
+	if f.splits.due(off, total) {
+		f.split(off)
+	}
+	if f.splits.moved(off, total) {
+		defer f.beginWriteBack(off)
+	}
 	for len(bufs) > 0 {
 		batch := bufs[:min(len(bufs), maxVectors)]
 		n, err := unix.Pwritev(f.fd, batch, off)
