@@ -26,7 +26,7 @@ const (
 
 // Stages of the source: registered, then sealed is known from its log's fence, reopened or deregistered from here.
 const (
-	Reopened Stage = "reopened" // goes on as primary: in e+2 if it was sealed, else in e; never seals for this move again
+	Reopened Stage = "reopened" // goes on as primary in e+2; never seals for this move again
 )
 
 var legal = map[Stage][]Stage{
@@ -65,6 +65,8 @@ type Record struct {
 	Steps    []control.Step        `json:"steps"`
 	PauseMS  *float64              `json:"pause_ms"`
 	Error    string                `json:"error"`
+	// Returned, at the target: the move was refused and the source has confirmed that it goes on in e+2.
+	Returned bool `json:"returned"`
 	// WANBytes is, at the target, what the source had put on the link to the secondary when it was drained.
 	WANBytes int64 `json:"wan_bytes"`
 	// WANBytesStart is this node's counter at registration.
@@ -107,7 +109,7 @@ func (r *Record) Note(step string, at time.Time) {
 // Phase is the last thing the target has completed, in INTERFACE's words.
 func (r *Record) Phase() string {
 	switch {
-	case r.Stage == Refused || r.Stage == Returned:
+	case r.Stage == Refused || r.Stage == Returned || r.Returned:
 		return control.PhaseFailed
 	case r.Did(control.StepDeregister):
 		return control.PhaseCommitted

@@ -195,7 +195,7 @@ var errNotYet = errors.New("not yet")
 func (t *Target) do(ctx context.Context, act Action) error {
 	// While hosts wait no action may outlast what is left of the hold.
 	limit := 10 * time.Second
-	if t.facts.Pending && act != Return {
+	if (t.facts.Pending || act == Pend) && act != Return {
 		limit = max(HoldLimit-t.facts.Held, 50*time.Millisecond)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -321,7 +321,13 @@ func (t *Target) run(ctx context.Context) error {
 	t.facts.Running, t.facts.Pending = true, false
 	var pause *float64
 	if !t.heldSince.IsZero() {
-		ms := float64(t.now().Sub(t.heldSince).Microseconds()) / 1000
+		held := t.now().Sub(t.heldSince)
+		for _, s := range t.rec.Steps {
+			if s.Step == control.StepPend { // hosts were held before a restart too
+				held = max(held, t.now().Sub(s.At))
+			}
+		}
+		ms := float64(held.Microseconds()) / 1000
 		pause = &ms
 		t.heldSince = time.Time{}
 	}
@@ -417,5 +423,5 @@ func (t *Target) giveBack(ctx context.Context) error {
 	t.facts.Pending = false
 	t.heldSince = time.Time{}
 	t.mu.Unlock()
-	return t.update(func(r *Record) { r.Stage = Returned })
+	return t.update(func(r *Record) { r.Stage, r.Returned = Returned, true })
 }

@@ -82,7 +82,7 @@ func (s *scope) stop() {
 }
 
 func (n *Node) newGroup(name string) *group {
-	g := &group{n: n, name: name, wan: openWAN(n.cfg.DataDir, name), copyWake: make(chan struct{}, 1)}
+	g := &group{n: n, name: name, wan: &wanCounter{}, copyWake: make(chan struct{}, 1)}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.groups[name] = g
@@ -112,6 +112,9 @@ func (g *group) open(rec *groupRecord) (err error) {
 		}
 	}()
 	g.role = rec.Role
+	if err := g.wan.open(g.n.wanPath(g.name)); err != nil {
+		return fmt.Errorf("count of bytes sent: %w", err)
+	}
 	if g.jnl, err = g.n.openJournal(rec.Journal); err != nil {
 		return err
 	}
@@ -152,7 +155,6 @@ func (g *group) goRun() {
 			g.fail(err)
 		}
 	})
-	g.run.work.Go(func() { g.wan.keep(g.run.ctx, g.n.log) })
 }
 
 func (g *group) openMaps(rec *groupRecord) error {
@@ -189,17 +191,23 @@ func (g *group) close() error {
 	return errors.Join(errs...)
 }
 
-// release closes the group and gives its volumes back to themselves: lone volumes again, or, retired, closed to hosts.
-func (g *group) release(ctx context.Context, rec *groupRecord, retired bool) error {
+// release closes the group and gives its volumes back to themselves: lone volumes again, or, given up, closed to hosts,
+// who are told where to go.
+func (g *group) release(ctx context.Context, rec *groupRecord, moved map[string]*block.MovedError) error {
 	g.feed.stop()
-	mode := volume.ModeNormal
-	if retired {
-		mode = volume.ModeMoved
-	}
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)
 		if v == nil || g.vg == nil {
 			continue
+		}
+		to, mode := moved[m.Volume], volume.ModeNormal
+		if to != nil {
+			// Before it leaves the group: what is held is answered with it, never executed on a volume of its own.
+			v.vol.SetSuccessor(to)
+			mode = volume.ModeMoved
+			if err := v.vol.SetMode(ctx, mode, true); err != nil {
+				return err
+			}
 		}
 		v.vol.DropPresence()
 		if err := g.vg.Remove(ctx, record.VolumeNumber(m.Number), nil); err != nil {
@@ -236,6 +244,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 	n.learn(spec.Address)
 	name := spec.Group.Name
 	rec := n.state.view().Groups[name]
+	if rec != nil && rec.Role == control.RoleRetired && spec.Group.Revision <= rec.Spec.Group.Revision {
+		return control.GroupStatus{}, refused("group %s was retired from node %s since", name, n.cfg.Name)
+	}
 	if rec == nil || rec.Role == control.RoleRetired {
 		if err := n.createGroup(spec); err != nil {
 			return control.GroupStatus{}, err
@@ -259,13 +270,21 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 		}
 	}
 	for _, p := range spec.Group.Pairs {
-		if rec.member(p.Number) == nil {
+		// Recorded is not enough: the call that recorded it may have failed before the volume was in the group.
+		if rec.member(p.Number) == nil || !g.has(p.Number) {
 			if err := g.addPair(ctx, rec.Role, p); err != nil {
 				return control.GroupStatus{}, err
 			}
 		}
 	}
 	return g.status(), nil
+}
+
+// has says whether the volume is in the running group.
+func (g *group) has(number uint16) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.vg == nil || g.vg.Volume(record.VolumeNumber(number)) != nil
 }
 
 func (n *Node) createGroup(spec control.GroupSpec) error {
@@ -287,10 +306,23 @@ func (n *Node) createGroup(spec control.GroupSpec) error {
 	if rec.Epoch == 0 {
 		rec.Epoch = 1
 	}
-	if err := n.state.update(func(d *durable) error { d.Groups[spec.Group.Name] = rec; return nil }); err != nil {
+	if err := n.prepareJournal(d.Journals[jnl]); err != nil {
 		return err
 	}
-	return n.newGroup(spec.Group.Name).open(rec)
+	err := n.state.update(func(d *durable) error {
+		d.Groups[spec.Group.Name] = rec
+		d.Journals[jnl].Used = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	g := n.newGroup(spec.Group.Name)
+	if err := g.open(rec); err != nil {
+		g.fail(err)
+		return err
+	}
+	return nil
 }
 
 // addPair takes a lone volume into the group. The record comes first; a restart then opens the group with it.
@@ -310,13 +342,13 @@ func (g *group) addPair(ctx context.Context, role string, p control.Pair) error 
 		return notFound("volume %s does not exist", full)
 	case v.vol.Size() != p.Size:
 		return refused("volume %s has %d bytes, the pair has %d", full, v.vol.Size(), p.Size)
-	case d.userOf(name) != "":
+	case d.userOf(name) != "" && d.Groups[g.name].member(p.Number) == nil:
 		return refused("volume %s is in use by %s", full, d.userOf(name))
-	case d.Volumes[name].Retired:
-		return refused("volume %s is the retired source of a move: delete it first", full)
+	case d.Volumes[name].Moved != nil:
+		return refused("volume %s was given up by a move: delete it first", full)
 	}
-	if g.Err() != nil {
-		return g.Err()
+	if err := g.Err(); err != nil {
+		return fmt.Errorf("group %s: %w", g.name, err)
 	}
 	mem := memberRecord{Number: p.Number, Volume: name, Initial: true}
 	if role == control.RoleSecondary {
@@ -328,6 +360,8 @@ func (g *group) addPair(ctx context.Context, role string, p control.Pair) error 
 		if err := v.dev.Flush(); err != nil {
 			return fmt.Errorf("volume %s: clear it: %w", full, err)
 		}
+	} else if d.Groups[g.name].member(p.Number) != nil {
+		// An earlier call has made the map; it may be open already.
 	} else if err := g.n.createMap(g.n.changedPath(g.name, p.Number), bitsFor(p.Size, markSize)); err != nil {
 		return err
 	}
@@ -372,13 +406,7 @@ func (n *Node) deleteGroup(ctx context.Context, name string) error {
 			return refused("group %s takes part in migration %s", name, id)
 		}
 	}
-	if err := n.dropGroup(ctx, name, "", false); err != nil {
-		return err
-	}
-	if jr := d.Journals[rec.Journal]; jr != nil && rec.Role != control.RoleRetired {
-		return n.blankJournal(jr)
-	}
-	return nil
+	return n.dropGroup(ctx, name, nil, func(d *durable) { delete(d.Groups, name) })
 }
 
 // learn keeps addresses of other nodes.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/migrate"
 	"gantline/internal/record"
@@ -63,8 +64,11 @@ func (n *Node) saveMove(r *migrate.Record) error {
 func (n *Node) registerMove(ctx context.Context, spec control.MigrationSpec) error {
 	n.config.Lock()
 	defer n.config.Unlock()
-	if n.state.view().Moves[spec.ID] != nil {
-		return nil
+	if old := n.state.view().Moves[spec.ID]; old != nil {
+		if m, _, err := n.move(spec.ID); err == nil && (!runsTarget(old) || m.target.Load() != nil) {
+			return nil
+		}
+		return n.beginMove(spec.ID, old) // recorded, but what runs it could not be started then
 	}
 	n.cfg.Point(control.StepRegister, "before")
 	n.learn(spec.Address)
@@ -148,8 +152,6 @@ func (n *Node) targetRefusals(spec control.MigrationSpec) []string {
 			add("volume %s does not exist", mv.Target)
 		case v.Size != mv.Size:
 			add("volume %s has %d bytes, %s has %d", mv.Target, v.Size, mv.Source, mv.Size)
-		case v.Retired:
-			add("volume %s is the retired source of an earlier move: delete it first", mv.Target)
 		}
 		if user := d.userOf(name); user != "" {
 			add("volume %s is in use by %s", mv.Target, user)
@@ -226,10 +228,17 @@ func (n *Node) registerAtTarget(rec *migrate.Record) error {
 	if err := n.makeChangedMaps(spec.Group.Name, gr); err != nil {
 		return err
 	}
+	if err := n.prepareJournal(n.state.view().Journals[jnl]); err != nil {
+		return err
+	}
 	// Group and move become durable together: neither is ever found without the other.
 	return n.state.update(func(d *durable) error {
 		d.Groups[spec.Group.Name] = gr
 		d.Moves[spec.ID] = rec
+		d.Journals[jnl].Used = true
+		for _, m := range gr.Members {
+			d.Volumes[m.Volume].Moved = nil // the operator has named it to be overwritten
+		}
 		return nil
 	})
 }
@@ -276,17 +285,22 @@ func (n *Node) moveThrough(_ context.Context, id string) error {
 		return nil
 	}
 	n.cfg.Point(control.StepThrough, "before")
-	if err := m.ops.Relay(); err != nil {
+	relay := false
+	err = m.target.Load().Update(func(r *migrate.Record) {
+		// Asked inside the update: a late repetition must not put a target that has gone on back to relaying.
+		if relay = r.Stage == migrate.Registered || r.Stage == migrate.Through; relay {
+			r.Stage = migrate.Through
+			r.Note(control.StepThrough, time.Now())
+		}
+	})
+	if err != nil || !relay {
 		return err
 	}
-	err = m.target.Load().Update(func(r *migrate.Record) {
-		r.Stage = migrate.Through
-		r.Note(control.StepThrough, time.Now())
-	})
-	if err == nil {
-		n.cfg.Point(control.StepThrough, "after")
+	if err := m.ops.relayAsOrdered(); err != nil {
+		return err
 	}
-	return err
+	n.cfg.Point(control.StepThrough, "after")
+	return nil
 }
 
 func (n *Node) moveRun(_ context.Context, id string) error {
@@ -302,24 +316,15 @@ func (n *Node) moveRun(_ context.Context, id string) error {
 
 // moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it.
 func (n *Node) moveCancel(ctx context.Context, id string) error {
+	n.config.Lock()
+	defer n.config.Unlock()
 	m, rec, err := n.move(id)
 	if err != nil {
 		return nil // repeated
 	}
-	n.config.Lock()
-	defer n.config.Unlock()
 	switch rec.Role {
 	case control.RoleTarget:
-		switch rec.Stage {
-		case migrate.Registered, migrate.Through, migrate.Returned:
-		default:
-			return refused("migration %s: the target is past the point of return (%s)", id, rec.Stage)
-		}
-		m.stop()
-		if err := n.dropGroup(ctx, rec.Spec.Group.Name, id, false); err != nil {
-			return err
-		}
-		n.removePresentMaps(rec)
+		return n.cancelTarget(ctx, m, rec)
 	case control.RoleSource:
 		m.seal.Lock()
 		defer m.seal.Unlock()
@@ -340,6 +345,48 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 	return nil
 }
 
+// cancelTarget first ends the machine by a stage of its own, which it cannot reach from beyond the order, then lets the
+// volumes go. Dead in between, the repeated call goes on. Hosts that are still here are sent to the source: what this
+// node's volumes hold is nobody's.
+func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) error {
+	if t := m.target.Load(); t != nil {
+		err := t.Update(func(r *migrate.Record) {
+			if r.Stage == migrate.Registered || r.Stage == migrate.Through || r.Stage == migrate.Returned {
+				r.Stage = migrate.Deregistered
+				return
+			}
+			r.Stage = "cancelled" // legal from nowhere
+		})
+		if err != nil {
+			now, _ := t.View()
+			return refused("migration %s: the target is past the point of return (%s)", m.id, now.Stage)
+		}
+	} else if rec.Stage != migrate.Deregistered || rec.Phase() == control.PhaseCommitted {
+		return refused("migration %s: the target cannot be cancelled (%s)", m.id, rec.Stage)
+	}
+	epoch := rec.Spec.Group.Epoch
+	if rec.Returned {
+		epoch = rec.SourceEpoch()
+	}
+	moved := map[string]*block.MovedError{}
+	for _, mv := range rec.Spec.Volumes {
+		_, local := splitName(mv.Target)
+		node, remote := splitName(mv.Source)
+		moved[local] = &block.MovedError{Node: node, Address: n.addressOf(node), Volume: remote, Epoch: epoch}
+	}
+	err := n.dropGroup(ctx, rec.Spec.Group.Name, moved, func(d *durable) {
+		delete(d.Groups, rec.Spec.Group.Name)
+		delete(d.Moves, m.id)
+	})
+	if err != nil {
+		return err
+	}
+	m.stop()
+	n.forgetMove(m.id)
+	n.removePresentMaps(rec)
+	return nil
+}
+
 func (n *Node) forgetMove(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -349,66 +396,82 @@ func (n *Node) forgetMove(id string) {
 // moveDeregister ends a move that is filled (S1601, S1602): the secondary forgets the source, the target is a primary
 // like any other, the source is retired.
 func (n *Node) moveDeregister(ctx context.Context, id string) error {
+	n.config.Lock()
+	defer n.config.Unlock()
 	m, rec, err := n.move(id)
 	if err != nil || rec.Stage == migrate.Deregistered {
 		return nil // repeated
 	}
-	n.config.Lock()
-	defer n.config.Unlock()
 	n.cfg.Point(control.StepDeregister, "before")
+	rec.Note(control.StepDeregister, time.Now())
 	switch rec.Role {
 	case control.RoleTarget:
-		if rec.Stage != migrate.Filled {
-			return refused("migration %s: the target is not filled yet (%s)", id, rec.Stage)
-		}
-		m.stop()
-		n.removePresentMaps(rec)
+		err = n.deregisterTarget(m)
 	case control.RoleSource:
-		if err := n.retire(ctx, m, rec); err != nil {
-			return err
-		}
+		err = n.retire(ctx, m, rec)
 	case control.RoleSecondary:
-		if g := n.group(rec.Spec.Group.Name); g != nil {
-			// e+2 was for a move that goes back; this one has not.
-			if err := g.forbid(record.EpochID{Number: rec.SourceEpoch(), Node: rec.Spec.Source}); err != nil {
-				return err
-			}
-		}
+		err = n.deregisterSecondary(rec)
 	}
-	rec.Stage = migrate.Deregistered
-	rec.Note(control.StepDeregister, time.Now())
-	if err := n.saveMove(rec); err != nil {
+	if err != nil {
 		return err
 	}
-	m.target.Store(nil)
 	n.cfg.Point(control.StepDeregister, "after")
 	return nil
 }
 
-// dropGroup closes a group here and frees its volumes; retired: they refuse hosts from now on.
-func (n *Node) dropGroup(ctx context.Context, name, id string, retired bool) error {
-	rec := n.state.view().Groups[name]
-	if g := n.group(name); g != nil && rec != nil {
-		if err := g.release(ctx, rec, retired); err != nil {
+// deregisterTarget: the record first, so that no restart looks for the maps.
+func (n *Node) deregisterTarget(m *move) error {
+	t := m.target.Load()
+	if t == nil {
+		return refused("migration %s: the target does not run", m.id)
+	}
+	err := t.Update(func(r *migrate.Record) {
+		if r.Stage == migrate.Filled {
+			r.Stage = migrate.Deregistered
+			r.Note(control.StepDeregister, time.Now())
+		}
+	})
+	if err != nil {
+		return err
+	}
+	rec, _ := t.View()
+	if rec.Stage != migrate.Deregistered {
+		return refused("migration %s: the target is not filled yet (%s)", m.id, rec.Stage)
+	}
+	m.stop()
+	m.target.Store(nil)
+	n.removePresentMaps(&rec)
+	return nil
+}
+
+// deregisterSecondary: e+2 was for a move that goes back; this one has not.
+func (n *Node) deregisterSecondary(rec *migrate.Record) error {
+	if g := n.group(rec.Spec.Group.Name); g != nil {
+		if err := g.forbid(record.EpochID{Number: rec.SourceEpoch(), Node: rec.Spec.Source}); err != nil {
+			return err
+		}
+	}
+	rec.Stage = migrate.Deregistered
+	return n.saveMove(rec)
+}
+
+// dropGroup ends a group here. Volumes in moved refuse hosts from now on and say who serves. The record comes first:
+// dead behind it, a restart finds no group to open, and the volumes as they are to be.
+func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*block.MovedError, change func(*durable)) error {
+	g, rec := n.group(name), n.state.view().Groups[name]
+	if g != nil && g.Err() == nil && g.vg != nil {
+		// What the devices lack is written while the log still says so.
+		if err := g.vg.Checkpoint(ctx); err != nil {
 			return err
 		}
 	}
 	err := n.state.update(func(d *durable) error {
-		rec := d.Groups[name]
-		if rec == nil {
-			return nil
-		}
-		if !retired {
-			delete(d.Groups, name)
-			delete(d.Moves, id)
-			return nil
-		}
-		rec.Role = control.RoleRetired
-		for _, mem := range rec.Members {
-			if v := d.Volumes[mem.Volume]; v != nil {
-				v.Retired = true
+		for volume, to := range moved {
+			if v := d.Volumes[volume]; v != nil {
+				v.Moved = to
 			}
 		}
+		change(d)
 		return nil
 	})
 	if err != nil {
@@ -417,7 +480,10 @@ func (n *Node) dropGroup(ctx context.Context, name, id string, retired bool) err
 	n.mu.Lock()
 	delete(n.groups, name)
 	n.mu.Unlock()
-	return nil
+	if g == nil || rec == nil {
+		return nil
+	}
+	return g.release(ctx, rec, moved)
 }
 
 func (n *Node) removePresentMaps(rec *migrate.Record) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/migrate"
 	"gantline/internal/record"
@@ -43,9 +44,9 @@ func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, erro
 	return g.handover(rec)
 }
 
-// moveReopen has the source go on: in e+2 if it was sealed, else in e. The record comes first: from then on a seal
-// for this move that is still under way is refused.
-func (n *Node) moveReopen(_ context.Context, id string) (control.ReopenResult, error) {
+// moveReopen has the source go on in e+2, sealed or not: the store and the hosts' routes say e+2 from now on. The record
+// comes first: from then on a seal for this move that is still under way is refused.
+func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult, error) {
 	m, _, err := n.move(id)
 	if err != nil {
 		return control.ReopenResult{}, err
@@ -61,20 +62,20 @@ func (n *Node) moveReopen(_ context.Context, id string) (control.ReopenResult, e
 		return control.ReopenResult{}, refused("migration %s: node %s is not its source", id, n.cfg.Name)
 	}
 	if rec.Stage == migrate.Registered {
-		sealed := g.sealed()
 		err := n.state.update(func(d *durable) error {
 			r := d.Moves[id]
-			r.Stage = migrate.Reopened
-			if sealed {
-				d.Groups[rec.Spec.Group.Name].Epoch = rec.SourceEpoch()
+			if r == nil {
+				return notFound("migration %s was cancelled meanwhile", id)
 			}
+			r.Stage = migrate.Reopened
+			d.Groups[rec.Spec.Group.Name].Epoch = rec.SourceEpoch()
 			return nil
 		})
 		if err != nil {
 			return control.ReopenResult{}, err
 		}
 	}
-	if err := g.reopen(); err != nil {
+	if err := g.reopen(ctx); err != nil {
 		return control.ReopenResult{}, err
 	}
 	return control.ReopenResult{Epoch: g.status().Epoch}, nil
@@ -137,7 +138,16 @@ func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
 	if !g.drained() {
 		return refused("migration %s: the secondary does not have everything up to the cut yet", rec.Spec.ID)
 	}
-	return n.dropGroup(ctx, rec.Spec.Group.Name, rec.Spec.ID, true)
+	moved := map[string]*block.MovedError{}
+	for _, mv := range rec.Spec.Volumes {
+		_, local := splitName(mv.Source)
+		moved[local] = movedTo(&rec.Spec, mv)
+	}
+	rec.Stage = migrate.Deregistered
+	return n.dropGroup(ctx, rec.Spec.Group.Name, moved, func(d *durable) {
+		d.Groups[rec.Spec.Group.Name].Role = control.RoleRetired
+		d.Moves[rec.Spec.ID] = rec
+	})
 }
 
 // drained: the secondary has all up to the cut durably.

@@ -27,6 +27,9 @@ type targetOps struct {
 	disk []*targetDisk
 	fill sync.WaitGroup
 	once sync.Once
+
+	modes   sync.Mutex // mode changes of the move
+	holding bool       // the machine has begun to hold
 }
 
 // targetDisk is one volume of the move.
@@ -53,7 +56,10 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 		}
 		m.ops.disk = append(m.ops.disk, d)
 		if rec.Stage == migrate.Filled {
-			continue
+			continue // all is present, and nobody asks the map any more
+		}
+		if d.present, d.mapDev, err = n.openPresentMap(rec.Spec.ID, mv.Number); err != nil {
+			return err
 		}
 		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.peer, Parallel: 8, Limit: d.limiter})
 		if err != nil {
@@ -85,10 +91,6 @@ func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targ
 	if d.vol == nil {
 		return nil, notFound("volume %s does not exist", mv.Target)
 	}
-	var err error
-	if d.present, d.mapDev, err = o.n.openPresentMap(o.spec.ID, mv.Number); err != nil {
-		return nil, err
-	}
 	self := wire.Hello{Role: "node", Name: o.n.cfg.Name, Instance: o.n.instance}
 	d.peer = newPeerVolume(ctx, self, remote, mv.Size, func() string { return o.n.addressOf(o.spec.Source) }, o.n.log)
 	d.vol.vol.SetRelay(d.peer)
@@ -104,7 +106,7 @@ func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targ
 // firstMode is the mode of the volumes before the machine's first action. Holding is always safe.
 func (o *targetOps) firstMode(rec *migrate.Record) error {
 	switch rec.Stage {
-	case migrate.Through:
+	case migrate.Through, migrate.Returned:
 		return o.Relay()
 	case migrate.Filled, migrate.Deregistered:
 		return nil // a primary like any other: its group has set the mode
@@ -149,7 +151,11 @@ func (o *targetOps) Save(r *migrate.Record) error {
 
 // Pend: all volumes hold before the first one drains, so that the group stops as one.
 func (o *targetOps) Pend(ctx context.Context) error {
-	if err := o.setMode(ctx, volume.ModePending, false); err != nil {
+	o.modes.Lock()
+	o.holding = true
+	err := o.setMode(ctx, volume.ModePending, false)
+	o.modes.Unlock()
+	if err != nil {
 		return err
 	}
 	for _, d := range o.disk {
@@ -204,19 +210,53 @@ func (o *targetOps) Release() error {
 	o.once.Do(func() {
 		for _, d := range o.disk {
 			o.fill.Go(func() {
-				if err := d.vol.vol.Fill(o.ctx); err != nil && o.ctx.Err() == nil {
-					o.n.log.Error("fill stopped", "volume", d.mv.Target, "cause", err)
-				}
+				o.keepFilling(d)
 			})
 		}
 	})
 	return nil
 }
 
-func (o *targetOps) Relay() error { return o.setMode(o.ctx, volume.ModeThrough, false) }
+// Relay and Pend exclude each other: a repeated order to relay must not overtake the hold.
+func (o *targetOps) Relay() error {
+	o.modes.Lock()
+	defer o.modes.Unlock()
+	return o.setMode(o.ctx, volume.ModeThrough, false)
+}
+
+// relayAsOrdered relays unless the machine has begun to hold since.
+func (o *targetOps) relayAsOrdered() error {
+	o.modes.Lock()
+	defer o.modes.Unlock()
+	if o.holding {
+		return nil
+	}
+	return o.setMode(o.ctx, volume.ModeThrough, false)
+}
+
+// keepFilling begins a fill that has ended early anew: regions that are here are not fetched again.
+func (o *targetOps) keepFilling(d *targetDisk) {
+	for o.ctx.Err() == nil {
+		err := d.vol.vol.Fill(o.ctx)
+		if err == nil {
+			return
+		}
+		if o.ctx.Err() == nil {
+			o.n.log.Error("fill begins anew", "volume", d.mv.Target, "cause", err)
+		}
+		select {
+		case <-o.ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
 
 func (o *targetOps) Reopen(ctx context.Context) error {
-	return o.n.call(ctx, o.spec.Source, control.CallMigrateReopen, control.MigrationID{ID: o.spec.ID}, nil)
+	err := o.n.call(ctx, o.spec.Source, control.CallMigrateReopen, control.MigrationID{ID: o.spec.ID}, nil)
+	if err != nil && wire.KindOf(err) == wire.KindNotFound {
+		return nil // it has forgotten the move, which it does only when it is not sealed: it has never stopped serving
+	}
+	return err
 }
 
 func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
@@ -277,12 +317,21 @@ func (o *targetOps) Normal() error {
 	return o.setMode(o.ctx, volume.ModeNormal, false)
 }
 
+// letGo ends relayed requests, so that a node that stops need not wait for the source.
+func (o *targetOps) letGo() {
+	for _, d := range o.disk {
+		d.peer.Close()
+	}
+}
+
 // close ends what the move runs here; the volumes stay with their group.
 func (o *targetOps) close() {
 	o.fill.Wait()
 	for _, d := range o.disk {
 		d.vol.vol.SetRelay(nil)
 		d.peer.Close()
-		_ = d.mapDev.Close()
+		if d.mapDev != nil {
+			_ = d.mapDev.Close() // its bits were flushed when they had to be
+		}
 	}
 }

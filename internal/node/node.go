@@ -20,6 +20,7 @@ import (
 	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/nbd"
+	"gantline/internal/volume"
 	"gantline/internal/wire"
 )
 
@@ -231,11 +232,33 @@ func (n *Node) serve(ctx context.Context) error {
 	report := control.NodeReport{Node: control.Node{Name: n.cfg.Name, Site: n.cfg.Site, Install: n.state.view().Install,
 		Instance: n.instance, Address: address, NBD: nbdAddrs, Since: time.Now().UTC()}}
 	eg.Go(func() error { return n.sessions.Run(ctx) })
+	eg.Go(func() error {
+		<-ctx.Done()
+		n.letGo()
+		return nil
+	})
 	if n.cfg.Manager != nil {
 		eg.Go(func() error { return n.register(ctx, report) })
 	}
 	n.cfg.Ready(listens[0].Addr().String(), strings.Join(nbdAddrs, ","), httpAddr)
 	return eg.Wait()
+}
+
+// letGo answers what is held or relayed when the node stops, since its connections wait for it. Gateways have lost their
+// connections by then and keep their requests for whoever serves next.
+func (n *Node) letGo() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.moves {
+		if m.ops != nil {
+			m.ops.letGo()
+		}
+	}
+	for _, v := range n.volumes {
+		if mode := v.vol.Mode(); mode == volume.ModePending || mode == volume.ModeThrough {
+			_ = v.vol.SetMode(context.Background(), volume.ModeFailed, false) // cannot fail without draining
+		}
+	}
 }
 
 // register keeps the manager told that this node is up. A manager that is away changes nothing here; one that refuses

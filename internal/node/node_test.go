@@ -60,6 +60,7 @@ func (s *rigStore) Decide(context.Context, string, control.DecideRequest) (contr
 }
 
 func newRig(t *testing.T, names ...string) *rig {
+	t.Parallel() // they mostly wait
 	r := &rig{t: t, nodes: map[string]*rigNode{}}
 	for _, name := range names {
 		r.nodes[name] = &rigNode{cfg: Config{Name: name, Site: "s", DataDir: filepath.Join(t.TempDir(), name),

@@ -48,7 +48,13 @@ func (g *group) startPrimary(secondary string) error {
 	g.role, g.epoch = control.RolePrimary, rec.Epoch
 	g.mu.Unlock()
 	for _, m := range rec.Members {
-		g.n.volume(m.Volume).epoch.Store(rec.Epoch)
+		v := g.n.volume(m.Volume)
+		v.epoch.Store(rec.Epoch)
+		if v.vol.Mode() == volume.ModeFailed { // as it was made, before its group was open
+			if err := v.vol.SetMode(context.Background(), volume.ModeNormal, false); err != nil {
+				return err
+			}
+		}
 	}
 	if len(rec.Members) == 0 {
 		return nil
@@ -129,15 +135,11 @@ func (g *group) subscriberEvent(e volume.SubscriberEvent) {
 // addPrimary takes a volume into a serving group. Its blocks that are not zero are marked before its first write is
 // numbered, so that nothing it holds is missed.
 func (g *group) addPrimary(ctx context.Context, mem memberRecord, m volume.Member, payload []byte) error {
-	bits, dev, err := g.n.openChangedMap(g.name, mem.Number, bitsFor(m.Volume.Size(), markSize))
-	if err != nil {
-		return err
-	}
 	g.mu.Lock()
-	g.maps[mem.Number] = changedMap{bits, dev}
+	_, open := g.maps[mem.Number] // by an earlier call that failed behind this point
 	g.mu.Unlock()
-	if g.sub != nil {
-		if err := g.sub.AddMap(m.Number, bits); err != nil {
+	if !open {
+		if err := g.openMap(mem.Number, m); err != nil {
 			return err
 		}
 	}
@@ -150,6 +152,23 @@ func (g *group) addPrimary(ctx context.Context, mem memberRecord, m volume.Membe
 		return g.startFeed(rec.Spec.Group.Secondary, rec.Members)
 	}
 	g.pokeCopy()
+	return nil
+}
+
+// openMap opens the changed map of a volume that joins and shows it to the subscriber.
+func (g *group) openMap(number uint16, m volume.Member) error {
+	bits, dev, err := g.n.openChangedMap(g.name, number, bitsFor(m.Volume.Size(), markSize))
+	if err != nil {
+		return err
+	}
+	if g.sub != nil {
+		if err := g.sub.AddMap(m.Number, bits); err != nil {
+			return errors.Join(err, dev.Close())
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.maps[number] = changedMap{bits, dev}
 	return nil
 }
 
@@ -374,18 +393,31 @@ func (g *group) sealed() bool {
 	return ok
 }
 
-// reopen has a source whose move was refused serve again. Not sealed, it has never stopped.
-func (g *group) reopen() error {
-	if !g.sealed() {
+// reopen has a source whose move was refused serve in the epoch that its record now says. Repeated, it changes nothing.
+// Hosts' requests are held for the moment in which the row is opened.
+func (g *group) reopen(ctx context.Context) error {
+	rec := g.n.state.view().Groups[g.name]
+	g.mu.Lock()
+	serves := g.epoch
+	g.mu.Unlock()
+	if serves >= rec.Epoch {
 		return nil
 	}
+	for _, m := range rec.Members {
+		v := g.n.volume(m.Volume).vol
+		if v.Mode() == volume.ModeMoved {
+			continue // sealed: nothing is admitted
+		}
+		if err := v.SetMode(ctx, volume.ModePending, true); err != nil {
+			return err
+		}
+	}
 	g.feed.stop()
-	rec := g.n.state.view().Groups[g.name]
 	if err := g.startPrimary(rec.Spec.Group.Secondary); err != nil {
 		return err
 	}
 	for _, m := range rec.Members {
-		if err := g.n.volume(m.Volume).vol.SetMode(context.Background(), volume.ModeNormal, false); err != nil {
+		if err := g.n.volume(m.Volume).vol.SetMode(ctx, volume.ModeNormal, false); err != nil {
 			return err
 		}
 	}

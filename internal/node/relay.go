@@ -211,6 +211,10 @@ func (p *peerVolume) Err() error {
 // Close answers what waits with an error and ends the connection.
 func (p *peerVolume) Close() {
 	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return
+	}
 	p.closed = true
 	c, queue := p.client, p.queue
 	p.queue = nil

@@ -151,7 +151,11 @@ func (n *Node) moveSingle(_ context.Context, id string) error {
 		return err
 	}
 	err = n.state.update(func(d *durable) error {
-		d.Moves[id].Stage = migrate.Single
+		r := d.Moves[id]
+		if r == nil {
+			return refused("migration %s was cancelled meanwhile", id)
+		}
+		r.Stage = migrate.Single
 		sp := &d.Groups[rec.Spec.Group.Name].Spec.Group
 		sp.Primary, sp.Epoch = rec.Spec.Target, rec.TargetEpoch()
 		return nil

@@ -12,6 +12,7 @@ import (
 
 	"gantline/internal/block"
 	"gantline/internal/control"
+	"gantline/internal/migrate"
 	"gantline/internal/nbd"
 	"gantline/internal/volume"
 	"gantline/internal/wire"
@@ -128,7 +129,8 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 		Epoch: func() uint64 { return n.epochOf(v) },
 		Admit: func(epoch uint64) error {
 			// Only who serves may find a request to be of an epoch it has not heard of yet; others relay, hold or refuse it.
-			if mode := v.vol.Mode(); epoch > n.epochOf(v) && (mode == volume.ModeNormal || mode == volume.ModeMigrating) {
+			own := n.epochOf(v) // 0: a lone volume has no epochs
+			if mode := v.vol.Mode(); own > 0 && epoch > own && (mode == volume.ModeNormal || mode == volume.ModeMigrating) {
 				return wire.ErrStale
 			}
 			return nil
@@ -140,16 +142,28 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 // epochOf is the epoch in which the volume's group is served, as this node knows it; 0 for a lone volume.
 func (n *Node) epochOf(v *nodeVolume) uint64 { return v.epoch.Load() }
 
-// successor names who serves a volume that moved away from here.
+// successor names who serves a volume that moved away from here: as recorded when it was given up, else by the move
+// that is under way, of which a volume has one at a time.
 func (n *Node) successor(name string) *block.MovedError {
 	d := n.state.view()
+	if v := d.Volumes[name]; v != nil && v.Moved != nil {
+		to := *v.Moved
+		if addr := n.addressOf(to.Node); addr != "" {
+			to.Address = addr
+		}
+		return &to
+	}
 	for _, rec := range d.Moves {
-		if rec.Role != control.RoleSource {
+		if rec.Role != control.RoleSource || rec.Stage != migrate.Registered {
 			continue
 		}
 		for _, mv := range rec.Spec.Volumes {
 			if _, vol := splitName(mv.Source); vol == name {
-				return movedTo(&rec.Spec, mv)
+				to := movedTo(&rec.Spec, mv)
+				if addr := n.addressOf(to.Node); addr != "" {
+					to.Address = addr
+				}
+				return to
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 
+	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/migrate"
 	"gantline/internal/statefile"
@@ -22,8 +23,9 @@ type volumeRecord struct {
 	ID     string `json:"id"`
 	Size   int64  `json:"size"` // bytes
 	Device string `json:"device"`
-	// Retired volumes were the source of a finished move: they refuse hosts until they are deleted.
-	Retired bool `json:"retired"`
+	// Moved says who serves what this volume held: it was the source of a finished move, or the target of one that was
+	// given up. It refuses hosts until it is deleted or named as the target of another move.
+	Moved *block.MovedError `json:"moved,omitempty"`
 }
 
 // journalRecord is a journal on this node; devices in the order they were formatted in.
@@ -32,6 +34,8 @@ type journalRecord struct {
 	ID      string   `json:"id"`
 	Size    int64    `json:"size"` // bytes, all devices
 	Devices []string `json:"devices"`
+	// Used: a group has had it. The next one formats it first.
+	Used bool `json:"used"`
 }
 
 // groupRecord is a group this node has a role in.
@@ -62,6 +66,16 @@ type memberRecord struct {
 	Initial bool `json:"initial"`
 	// Marked: what has to be copied stands in the changed map.
 	Marked bool `json:"marked"`
+}
+
+// owner names the group or move that decides what a volume does; empty for a lone volume.
+func (d *durable) owner(volume string) string {
+	for name, g := range d.Groups {
+		if g.Role != control.RoleRetired && slices.ContainsFunc(g.Members, func(m memberRecord) bool { return m.Volume == volume }) {
+			return name
+		}
+	}
+	return ""
 }
 
 func (g *groupRecord) member(number uint16) *memberRecord {

@@ -76,7 +76,7 @@ func (n *Node) volumeStatus(name string) (control.VolumeStatus, error) {
 	}
 	st := control.VolumeStatus{Name: name, ID: rec.ID, Size: rec.Size, Device: rec.Device, Role: "lone",
 		Mode: v.vol.Mode().String(), State: "ok"}
-	if rec.Retired {
+	if rec.Moved != nil {
 		st.Role = control.RoleRetired
 		return st, nil
 	}
@@ -300,7 +300,7 @@ func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
 		st.Refused = rec.Stage == migrate.Reopened
 		if g != nil {
 			st.Sealed, st.Drained = g.sealed(), g.drained()
-			st.WANBytesSent = g.wan.total()
+			st.WANBytesSent = g.wan.total() + n.wanBase(rec.Spec.Group.Name)
 			g.mu.Lock()
 			st.Serving = g.epoch
 			g.mu.Unlock()
@@ -318,6 +318,14 @@ func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
 		n.targetStatus(m, g, &st)
 	}
 	return st, nil
+}
+
+// wanBase is what others had sent before this node became primary.
+func (n *Node) wanBase(group string) int64 {
+	if rec := n.state.view().Groups[group]; rec != nil {
+		return rec.WANBase
+	}
+	return 0
 }
 
 func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
@@ -356,7 +364,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 			}
 		case rec.Did(control.StepFill):
 			st.Present += total
-		default:
+		case d.present != nil:
 			st.Present += d.present.Count()
 		}
 	}

@@ -135,10 +135,17 @@ func (n *Node) openVolume(rec *volumeRecord) error {
 func (n *Node) addVolume(rec *volumeRecord, dev block.Device) {
 	v := &nodeVolume{name: rec.Name, dev: dev}
 	opt := volume.Options{}
-	if rec.Retired {
+	switch {
+	case rec.Moved != nil:
 		opt.Mode = volume.ModeMoved
+	case n.state.view().owner(rec.Name) != "":
+		// Its group says what it does. One that cannot be opened must not have its volumes served as lone ones.
+		opt.Mode = volume.ModeFailed
 	}
 	v.vol = volume.NewVolume(rec.Name, dev, opt)
+	if rec.Moved != nil {
+		v.vol.SetSuccessor(rec.Moved)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.volumes[rec.Name] = v
@@ -317,7 +324,14 @@ func (n *Node) deleteJournal(name string) error {
 	return nil
 }
 
-// blankJournal formats a journal whose group is gone, so that the next group does not find its records.
+// prepareJournal formats a journal that another group has had, so that the next one does not find its records.
+func (n *Node) prepareJournal(rec *journalRecord) error {
+	if !rec.Used {
+		return nil
+	}
+	return n.blankJournal(rec)
+}
+
 func (n *Node) blankJournal(rec *journalRecord) error {
 	var devs []block.Device
 	defer func() {
@@ -336,7 +350,10 @@ func (n *Node) blankJournal(rec *journalRecord) error {
 	if err := journal.Create(devs, id); err != nil {
 		return fmt.Errorf("journal %s/%s: %w", n.cfg.Name, rec.Name, err)
 	}
-	return n.state.update(func(d *durable) error { d.Journals[rec.Name].ID = fmt.Sprintf("%x", id); return nil })
+	return n.state.update(func(d *durable) error {
+		d.Journals[rec.Name].ID, d.Journals[rec.Name].Used = fmt.Sprintf("%x", id), false
+		return nil
+	})
 }
 
 func newJournalID() (id journal.ID) {

@@ -1,66 +1,80 @@
 package node
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"sync/atomic"
-	"time"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
-// wanCounter counts bytes put on links to a group's secondary by this node, across restarts. A killed process keeps all
-// but its last second: the count is a figure for people and for tests of what was sent, nothing is decided by it.
+// wanSize is the file: the count, u64 little-endian.
+const wanSize = 8
+
+// wanCounter counts bytes put on links to a group's secondary by this node, across restarts. It is a mapped file: a
+// killed process loses nothing of it, a power loss some seconds. Nothing is decided by it, it is a figure for people and
+// for tests of what was sent. The zero value counts, and is not kept.
 type wanCounter struct {
-	path  string
-	count atomic.Int64
-	saved int64
+	mu     sync.Mutex
+	count  uint64
+	mapped []byte // nil once closed
 }
 
-func openWAN(dir, group string) *wanCounter {
-	w := &wanCounter{path: filepath.Join(dir, "maps", group+".wan")}
-	if raw, err := os.ReadFile(w.path); err == nil && len(raw) == 8 {
-		w.saved = int64(binary.LittleEndian.Uint64(raw))
-		w.count.Store(w.saved)
-	}
-	return w
+func (n *Node) wanPath(group string) string {
+	return filepath.Join(n.cfg.DataDir, "maps", group+".wan")
 }
 
-func (w *wanCounter) add(n int64)  { w.count.Add(n) }
-func (w *wanCounter) total() int64 { return w.count.Load() }
-
-func (w *wanCounter) keep(ctx context.Context, log *slog.Logger) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if err := w.save(); err != nil {
-				log.Warn("byte count not kept", "path", w.path, "cause", err)
-			}
-		}
-	}
-}
-
-func (w *wanCounter) save() error {
-	now := w.count.Load()
-	if now == w.saved {
-		return nil
-	}
-	raw := binary.LittleEndian.AppendUint64(nil, uint64(now))
-	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_WRONLY, 0o600)
+// open continues the count of earlier runs. A file of another size counts as none.
+func (w *wanCounter) open(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(raw, 0)
-	if err == nil {
-		w.saved = now
+	defer func() { err = errors.Join(err, f.Close()) }()
+	raw := make([]byte, wanSize)
+	if info, err := f.Stat(); err != nil {
+		return err
+	} else if info.Size() == wanSize {
+		if _, err := f.ReadAt(raw, 0); err != nil {
+			return err
+		}
+	} else if err := f.Truncate(0); err != nil {
+		return err
 	}
-	return errors.Join(err, f.Close())
+	// Written once the ordinary way: a full disk is an error here, where through the map it would be a signal.
+	if _, err := f.WriteAt(raw, 0); err != nil {
+		return err
+	}
+	w.count = binary.LittleEndian.Uint64(raw)
+	w.mapped, err = unix.Mmap(int(f.Fd()), 0, wanSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return err
 }
 
-func (w *wanCounter) close() error { return w.save() }
+func (w *wanCounter) add(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count += uint64(n)
+	if w.mapped != nil {
+		binary.LittleEndian.PutUint64(w.mapped, w.count)
+	}
+}
+
+func (w *wanCounter) total() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return int64(w.count)
+}
+
+// close leaves the count readable.
+func (w *wanCounter) close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mapped == nil {
+		return nil
+	}
+	err := unix.Munmap(w.mapped)
+	w.mapped = nil
+	return err
+}
