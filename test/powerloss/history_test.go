@@ -30,8 +30,9 @@ type history struct {
 	clock   uint64
 	writes  []write
 	last    []map[int64][]uint64
-	flushed uint64   // writes answered before it are covered by an answered flush
+	proven  uint64   // writes answered before it, and not lost, have been seen after a power loss: they are durable
 	lives   []uint64 // ticks at which a primary was given power again
+	flushes []uint64 // of each life: its writes answered before are covered by a flush that it answered
 	lost    int
 }
 
@@ -56,18 +57,41 @@ func (h *history) issue(volume int, b int64, n int) uint64 {
 
 // lifeEnd is when the life that tick t fell into was over for good.
 func (h *history) lifeEnd(t uint64) uint64 {
-	i := sort.Search(len(h.lives), func(i int) bool { return h.lives[i] > t })
-	if i == len(h.lives) {
-		return never
+	if i := h.lifeOf(t); i < len(h.lives) {
+		return h.lives[i]
 	}
-	return h.lives[i]
+	return never
+}
+
+func (h *history) lifeOf(t uint64) int {
+	return sort.Search(len(h.lives), func(i int) bool { return h.lives[i] > t })
+}
+
+// flush notes an answered flush that was issued at a tick. What it tells of writes of an earlier life is another
+// matter: see TestFlushTellsOfLostWrites.
+func (h *history) flush(covered uint64) {
+	life := h.lifeOf(covered)
+	if life != len(h.lives) {
+		return // it was in flight when the power went
+	}
+	for len(h.flushes) <= life {
+		h.flushes = append(h.flushes, 0)
+	}
+	h.flushes[life] = max(h.flushes[life], covered)
+}
+
+// durable: a flush covers the write, or it has survived a power loss before.
+func (h *history) durable(w *write) bool {
+	life := h.lifeOf(w.done)
+	return w.done < h.proven || life < len(h.flushes) && w.done < h.flushes[life]
 }
 
 // least is the number that a read of a block must at least find.
 func (h *history) least(volume int, b int64) uint64 {
 	list := h.last[volume][b]
 	for i := len(list) - 1; i >= 0; i-- {
-		if w := &h.writes[list[i]]; w.done != never && !w.lost {
+		// What an ended life has answered under no flush may be gone: reconcile will tell.
+		if w := &h.writes[list[i]]; w.done != never && !w.lost && (h.lifeEnd(w.done) == never || h.durable(w)) {
 			return list[i]
 		}
 	}
@@ -76,6 +100,17 @@ func (h *history) least(volume int, b int64) uint64 {
 
 // image is which write each block holds.
 type image []map[int64]uint64
+
+// holds is the set of writes of which a block is in the image.
+func (img image) holds() map[uint64]bool {
+	set := map[uint64]bool{}
+	for _, held := range img {
+		for _, n := range held {
+			set[n] = true
+		}
+	}
+	return set
+}
 
 // there says whether write n, or what has replaced it, is in the image; partly: some of its blocks are.
 func (h *history) there(img image, n uint64) (there, partly bool) {
@@ -141,7 +176,7 @@ func (h *history) prefix(img image) (v verdict, err error) {
 			if w.done < oldest {
 				oldest, oldestWrite = w.done, n
 			}
-			if w.done < h.flushed {
+			if h.durable(w) {
 				v.flushed = false
 			}
 		}
@@ -167,7 +202,7 @@ func (h *history) reconcile(img image) (lost int, err error) {
 		case partly:
 			return 0, fmt.Errorf("after power loss: write %d of volume %d blocks %d+%d is there only in part", n, w.volume, w.block, w.blocks)
 		case there:
-		case w.done < h.flushed:
+		case h.durable(w):
 			return 0, fmt.Errorf("after power loss: write %d of volume %d block %d is gone, a flush answered since covers it (I1)", n, w.volume, w.block)
 		case end == never:
 			return 0, fmt.Errorf("write %d of volume %d block %d is gone, and no power was lost since it was answered", n, w.volume, w.block)
@@ -177,12 +212,10 @@ func (h *history) reconcile(img image) (lost int, err error) {
 	}
 	// The image of each life is a prefix too: nothing may be there that was issued after something lost was answered,
 	// unless it was answered in a later life, since hosts' requests in flight are replayed.
-	for n := uint64(1); n < uint64(len(h.writes)); n++ {
+	// What was merely replaced since proves nothing: it may have been lost before it was.
+	for n := range img.holds() {
 		w := &h.writes[n]
-		if w.lost || w.done == never {
-			continue
-		}
-		if there, _ := h.there(img, n); !there {
+		if w.done == never {
 			continue
 		}
 		for _, g := range gone {
@@ -196,11 +229,24 @@ func (h *history) reconcile(img image) (lost int, err error) {
 		h.writes[g].lost = true
 	}
 	h.lost += len(gone)
+	h.forgetReplaced(img)
 	if len(h.lives) > 0 {
 		// What recovery has shown is durable: a later power loss must not take it.
-		h.flushed = max(h.flushed, h.lives[len(h.lives)-1])
+		h.proven = max(h.proven, h.lives[len(h.lives)-1])
 	}
 	return len(gone), nil
+}
+
+// forgetReplaced: a write of an ended life that a later life has overwritten may have been lost before that. Nobody can
+// tell any more, so that from now on it is a write without an answer.
+func (h *history) forgetReplaced(img image) {
+	held := img.holds()
+	for n := uint64(1); n < uint64(len(h.writes)); n++ {
+		w := &h.writes[n]
+		if !w.lost && w.done != never && h.lifeEnd(w.done) != never && !h.durable(w) && !held[n] {
+			w.done = never
+		}
+	}
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

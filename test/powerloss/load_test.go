@@ -205,10 +205,7 @@ func (l *load) flush(rnd *rand.Rand) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// A flush replayed to a later life covers what that one has, not what was lost before it began.
-	if l.h.lifeEnd(covered) == never {
-		l.h.flushed = max(l.h.flushed, covered)
-	}
+	l.h.flush(covered)
 	l.flushes++
 }
 

@@ -331,8 +331,9 @@ func (s *site) gone(name string) {
 	m := s.node[name]
 	select {
 	case <-m.ended:
-	case <-time.After(30 * time.Second):
-		s.t.Fatalf("node %s, without power, does not end:\n%s", name, stacks())
+	case <-time.After(15 * time.Second):
+		fmt.Fprintln(s.log, stacks())
+		s.t.Errorf("node %s, its context ended, does not end (its goroutines are in the log)", name) // but it can do no harm
 	}
 	m.mu.Lock()
 	caller := m.caller
@@ -623,7 +624,9 @@ func (s *site) settle() {
 			s.t.Fatalf("pair is %s: %s", st.State, st.BlockedOn)
 		case "suspended":
 			s.say("suspended (%s): resuming", st.BlockedOn)
-			_ = s.do("POST", "/v1/groups/"+group+"/resume", control.ResumeRequest{}, nil)
+			if err := s.do("POST", "/v1/groups/"+group+"/resume", control.ResumeRequest{}, nil); err != nil {
+				s.say("resume: %v", err)
+			}
 			time.Sleep(100 * time.Millisecond)
 		}
 		return st.State == "paired" && st.LinkUp && st.Applied == st.Appended && st.ChangedBytes == 0
