@@ -131,7 +131,7 @@ func (g *group) open(rec *groupRecord) (err error) {
 			return err
 		}
 	}
-	cache := max(g.n.cfg.Memory/8, 16<<20)
+	cache := g.n.cacheShare()
 	g.vg, err = volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
 		CacheBytes: cache, RecentBytes: cache, OnFailed: g.fail})
 	if err != nil {
@@ -146,6 +146,22 @@ func (g *group) open(rec *groupRecord) (err error) {
 	}
 	g.goRun()
 	return nil // a target waits for its move
+}
+
+// maxGroups bounds the groups of a node: each has a log, caches and loops of its own.
+const maxGroups = 64
+
+// cacheShare is what a group may keep of what is not on its devices yet, and as much again of what it has still to
+// send: half the node's memory shared by its groups, and at most an eighth, in bytes. A group that joins later leaves
+// the shares of the others as they are until the node starts again.
+func (n *Node) cacheShare() int64 {
+	groups := int64(0)
+	for _, g := range n.state.view().Groups {
+		if g.Role != control.RoleRetired {
+			groups++
+		}
+	}
+	return max(min(n.cfg.Memory/8, n.cfg.Memory/4/max(groups, 1)), 4<<20)
 }
 
 // goRun starts the loops behind the writes.
@@ -299,6 +315,8 @@ func (n *Node) createGroup(spec control.GroupSpec) error {
 		return invalid("group %s: role %q", spec.Group.Name, spec.Role)
 	case d.Journals[jnl] == nil:
 		return notFound("journal %s does not exist", full)
+	case len(d.Groups) >= maxGroups:
+		return refused("group %s: node %s has %d groups, the most it takes", spec.Group.Name, n.cfg.Name, len(d.Groups))
 	case d.userOf(jnl) != "":
 		return refused("journal %s is in use by %s: groups never share a journal", full, d.userOf(jnl))
 	}
