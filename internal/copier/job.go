@@ -31,6 +31,9 @@ type Config struct {
 	RetryMin time.Duration // default 20 ms
 	RetryMax time.Duration // default 2 s
 	Attempts int           // failures of a demanded region before its waiters get the error; default 5
+	// Patience is how long those failures must have gone on besides: a peer that restarts, or that was not reached yet,
+	// is not away. Default 0.
+	Patience time.Duration
 }
 
 // Job is one copy under way. Demands may come before Run and wait for it; once Run has ended they get ErrStopped.
@@ -44,8 +47,9 @@ type Job struct {
 	cursor   int64   // where the sweep goes on
 	busy     int
 	running  bool
-	ended    bool // Run has ended and not begun again: demands are not kept waiting
-	failures int  // in a row, over all regions
+	ended    bool      // Run has ended and not begun again: demands are not kept waiting
+	failures int       // in a row, over all regions
+	failing  time.Time // since when; counts while failures > 0
 	err      error
 
 	total, background, demand int64
@@ -57,6 +61,7 @@ type Job struct {
 type region struct {
 	busy, queued bool
 	failures     int
+	failing      time.Time // since when; counts while failures > 0
 	waiters      []chan error
 }
 
@@ -233,11 +238,16 @@ func (j *Job) work(ctx context.Context, n int64, bytes *int64) error {
 		delete(j.regions, n)
 		return nil
 	}
-	j.failures++
+	if j.failures++; j.failures == 1 {
+		j.failing = time.Now()
+	}
 	j.err = err
-	r.failures++
+	if r.failures++; r.failures == 1 {
+		r.failing = time.Now()
+	}
 	// While the other side is known to be away one attempt is enough to tell the host so.
-	if r.failures >= j.cfg.Attempts || j.failures > 2*j.cfg.Attempts {
+	if r.failures >= j.cfg.Attempts && time.Since(r.failing) >= j.cfg.Patience ||
+		j.failures > 2*j.cfg.Attempts && time.Since(j.failing) >= j.cfg.Patience {
 		r.answer(err)
 		delete(j.regions, n)
 	} else if len(r.waiters) > 0 || r.queued {
@@ -365,11 +375,11 @@ func (j *Job) Wait(ctx context.Context, regions ...int64) error {
 	return nil
 }
 
-// Away says that the last attempts, over all regions, have failed.
+// Away says that the last attempts, over all regions, have failed, and for longer than there is patience.
 func (j *Job) Away() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.failures >= j.cfg.Attempts
+	return j.failures >= j.cfg.Attempts && time.Since(j.failing) >= j.cfg.Patience
 }
 
 // Progress may be called at any time.

@@ -145,6 +145,41 @@ func TestDemandFailsAfterItsAttempts(t *testing.T) {
 	}
 }
 
+// TestShortAbsenceIsWaitedFor: a peer that is back within the patience costs a demand its wait, not an error, however
+// often it was tried meanwhile, and is never called away.
+func TestShortAbsenceIsWaitedFor(t *testing.T) {
+	set := newRegions(64)
+	var away atomic.Bool
+	away.Store(true)
+	var tries atomic.Int64
+	j := New(Config{Set: set, Region: 1, Size: 64, RetryMin: time.Microsecond, RetryMax: time.Millisecond, Attempts: 2, Parallel: 8,
+		Patience: time.Minute,
+		Work: func(_ context.Context, off, _ int64) error {
+			if away.Load() {
+				tries.Add(1)
+				return errors.New("not connected yet")
+			}
+			set.done(off)
+			return nil
+		}})
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(t.Context()) }()
+	demand := j.Demand(63)
+	for tries.Load() < 100 {
+		if j.Away() {
+			t.Fatal("called away within the patience")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	away.Store(false)
+	if err := <-demand; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil || set.Left() != 0 {
+		t.Fatalf("%v, %d left", err, set.Left())
+	}
+}
+
 func TestEndedRunAnswersItsDemands(t *testing.T) {
 	set := newRegions(1)
 	j := New(Config{Set: set, Region: 1, Size: 1, Work: func(ctx context.Context, _, _ int64) error {

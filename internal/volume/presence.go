@@ -41,6 +41,9 @@ type Presence struct {
 	Fetch    Fetcher
 	Parallel int           // fetches at once, for each of background and demand; default 4
 	Limit    *rate.Limiter // bytes of the background fetches
+	// Patience is how long fetches must have failed until the source counts as away and hosts get errors; default 5 s,
+	// as long as a move may hold them. This node's own restart, or the source's, is shorter.
+	Patience time.Duration
 }
 
 // PresenceStatus is for the operator.
@@ -54,6 +57,8 @@ type PresenceStatus struct {
 
 // fetchTimeout bounds one attempt to fetch one region.
 const fetchTimeout = 5 * time.Second
+
+const sourcePatience = 5 * time.Second
 
 // presence is the state of a target's regions. A region arrives when its data has been written to the device, which
 // only the fetch does while it is absent; from then on rounds and readers use the device. Its bit in the durable map is
@@ -81,6 +86,9 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	if old := v.presence.Load(); old != nil && old.cfg.Map == cfg.Map && old.region == cfg.Region {
 		return nil
 	}
+	if cfg.Patience <= 0 {
+		cfg.Patience = sourcePatience
+	}
 	total := (v.size + cfg.Region - 1) / cfg.Region
 	if cfg.Map.Bits() != total {
 		return fmt.Errorf("volume %s: the map has %d regions, the volume %d", v.name, cfg.Map.Bits(), total)
@@ -91,7 +99,7 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	}
 	p.idle.New = func() any { b := make([]byte, cfg.Region); return &b }
 	p.job = copier.New(copier.Config{
-		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Parallel: cfg.Parallel, Limit: cfg.Limit,
+		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Parallel: cfg.Parallel, Limit: cfg.Limit, Patience: cfg.Patience,
 	})
 	m := v.member.Load()
 	if m != nil {

@@ -71,7 +71,7 @@ func (x *target) begin() {
 		if err != nil || len(losses) > 0 {
 			x.t.Fatal(err, losses)
 		}
-		if err := v.SetPresence(Presence{Map: b, Region: regionSize, Fetch: x.sources[i], Parallel: 2}); err != nil {
+		if err := v.SetPresence(Presence{Map: b, Region: regionSize, Fetch: x.sources[i], Parallel: 2, Patience: 20 * time.Millisecond}); err != nil {
 			x.t.Fatal(err)
 		}
 		if err := v.SetMode(x.t.Context(), ModeMigrating, true); err != nil {
