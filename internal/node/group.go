@@ -324,7 +324,7 @@ func (n *Node) createGroup(spec control.GroupSpec) error {
 	if rec.Epoch == 0 {
 		rec.Epoch = 1
 	}
-	if err := n.prepareJournal(d.Journals[jnl]); err != nil {
+	if err := errors.Join(n.prepareJournal(d.Journals[jnl]), n.forgetWAN(spec.Group.Name)); err != nil {
 		return err
 	}
 	err := n.state.update(func(d *durable) error {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -228,7 +229,7 @@ func (n *Node) registerAtTarget(rec *migrate.Record) error {
 	if err := n.makeChangedMaps(spec.Group.Name, gr); err != nil {
 		return err
 	}
-	if err := n.prepareJournal(n.state.view().Journals[jnl]); err != nil {
+	if err := errors.Join(n.prepareJournal(n.state.view().Journals[jnl]), n.forgetWAN(spec.Group.Name)); err != nil {
 		return err
 	}
 	// Group and move become durable together: neither is ever found without the other.

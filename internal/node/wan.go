@@ -26,6 +26,14 @@ func (n *Node) wanPath(group string) string {
 	return filepath.Join(n.cfg.DataDir, "maps", group+".wan")
 }
 
+// forgetWAN lets a group that is new here count from 0, whatever an earlier one of its name has sent.
+func (n *Node) forgetWAN(group string) error {
+	if err := os.Remove(n.wanPath(group)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // open continues the count of earlier runs. A file of another size counts as none.
 func (w *wanCounter) open(path string) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
