@@ -35,7 +35,7 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	cur := g.jnl.Cursors()
 	applied := g.vg.Applied()
 	g.app, err = apply.Open(apply.Config{
-		Log: groupLog{g.jnl}, Sink: g.vg,
+		Log: groupLog{g.jnl}, Sink: followerSink{g},
 		State: apply.State{Applied: applied, Consistent: !rec.Inconsistent},
 		Save: func(s apply.State) error {
 			return g.n.state.update(func(d *durable) error { d.Groups[g.name].Inconsistent = !s.Consistent; return nil })

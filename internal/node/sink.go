@@ -1,0 +1,38 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"gantline/internal/record"
+	"gantline/internal/volume"
+)
+
+// followerSink is where a secondary's records go. A volume that this node has not been told of yet is no failure: who
+// tells both nodes of a new pair may reach the primary first. The records wait, durable, until the pair is here.
+type followerSink struct{ g *group }
+
+// lookForPair is how often a waiting record is tried again.
+const lookForPair = 20 * time.Millisecond
+
+func (s followerSink) Intend(upTo record.Seq) error { return s.g.vg.Intend(upTo) }
+
+func (s followerSink) Apply(recs []record.Record) error {
+	told := false
+	for {
+		err := s.g.vg.Apply(recs) // what it has applied before the error is skipped when it comes again
+		if !errors.Is(err, volume.ErrUnknownVolume) {
+			return err
+		}
+		if !told {
+			told = true
+			s.g.n.log.Warn("records wait for a pair that this node has not heard of", "group", s.g.name, "cause", err)
+		}
+		select {
+		case <-s.g.run.ctx.Done():
+			return context.Cause(s.g.run.ctx)
+		case <-time.After(lookForPair):
+		}
+	}
+}
