@@ -11,6 +11,7 @@ import (
 )
 
 func serveGateway(ctx context.Context, r *role) error {
+	spendMemory()
 	s := r.settings
 	hold, err := s.duration("hold")
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 )
 
 func serveNode(ctx context.Context, r *role) error {
+	spendMemory()
 	s := r.settings
 	memory, err := s.size("memory")
 	if err != nil {
