@@ -128,8 +128,11 @@ func (o *targetOps) group() *group { return o.n.group(o.spec.Group.Name) }
 // Save also makes this node the group's primary in its own record, in the same write that opens e+1.
 func (o *targetOps) Save(r *migrate.Record) error {
 	return o.n.state.update(func(d *durable) error {
-		d.Moves[r.Spec.ID] = r
 		g := d.Groups[r.Spec.Group.Name]
+		if g == nil {
+			return refused("migration %s was cancelled meanwhile", r.Spec.ID)
+		}
+		d.Moves[r.Spec.ID] = r
 		switch {
 		case r.Stage == migrate.Opened && g.Role == control.RoleTarget:
 			g.Role = control.RolePrimary
