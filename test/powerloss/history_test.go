@@ -67,8 +67,8 @@ func (h *history) lifeOf(t uint64) int {
 	return sort.Search(len(h.lives), func(i int) bool { return h.lives[i] > t })
 }
 
-// flush notes an answered flush that was issued at a tick. What it tells of writes of an earlier life is another
-// matter: see TestFlushTellsOfLostWrites.
+// flush notes an answered flush that was issued at a tick. It counts for the writes of its own life only: of what an
+// earlier one has lost a host is not told (TestFlushAfterPowerLoss).
 func (h *history) flush(covered uint64) {
 	life := h.lifeOf(covered)
 	if life != len(h.lives) {
@@ -112,16 +112,16 @@ func (img image) holds() map[uint64]bool {
 	return set
 }
 
-// there says whether write n, or what has replaced it, is in the image; partly: some of its blocks are.
+// there says whether write n, or what has replaced it, is in the image; partly: of its own blocks some are, others not.
 func (h *history) there(img image, n uint64) (there, partly bool) {
 	w := &h.writes[n]
-	there = img[w.volume][w.block] >= n
+	there = true
 	for i := range int64(w.blocks) {
-		if (img[w.volume][w.block+i] >= n) != there {
-			return false, true
-		}
+		held := img[w.volume][w.block+i]
+		there = there && held >= n
+		partly = partly || held == n
 	}
-	return there, false
+	return there, partly && !there
 }
 
 // parse reads the stamps of a volume.
