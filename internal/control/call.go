@@ -285,7 +285,8 @@ type Route struct {
 	Node     string `json:"node"`
 	Address  string `json:"address"`
 	Volume   string `json:"volume"` // its name at the node
-	Epoch    uint64 `json:"epoch"`
+	Group    string `json:"group"`  // "": the volume is in none
+	Epoch    uint64 `json:"epoch"`  // of the group: epochs of different groups have nothing to do with each other
 	ReadOnly bool   `json:"read_only"`
 	InFlight string `json:"in_flight"`
 	Hosts    []Host `json:"hosts"`

@@ -88,7 +88,7 @@ func (g *gateway) moved(name string, r route.Route) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	v := g.vvols[name]
-	if v == nil || r.Epoch < v.Epoch || r == v.route() {
+	if v == nil || r.Group != v.Group || r.Older(v.route()) || r == v.route() {
 		return
 	}
 	v.Node, v.Address, v.Volume, v.Epoch = r.Node, r.Address, r.Volume, r.Epoch
@@ -113,7 +113,7 @@ func (g *gateway) apply(t Table) {
 		if v == nil {
 			v = &vvol{sessions: map[*route.Session]struct{}{}}
 			g.vvols[n.Name] = v
-		} else if n.Epoch < v.Epoch {
+		} else if n.route().Older(v.route()) {
 			// A node has confirmed a higher epoch than the store knows: its word is newer.
 			g.cfg.Log.Info("route from the manager is older than what a node has confirmed", "vvol", n.Name,
 				"epoch", n.Epoch, "confirmed", v.Epoch)

@@ -276,6 +276,40 @@ func TestAHostKeepsItsConnectionThroughSwitchAndMove(t *testing.T) {
 	eventually(t, func() bool { return m.report().VVols[0].Sessions == 0 })
 }
 
+// Epochs order the owners of one group. A volume of another group, or of none, has lower ones without being older.
+func TestAVolumeIsSwitchedToAnotherGroupWithALowerEpoch(t *testing.T) {
+	a, b, lone := newNode(t, &disk{data: make([]byte, 1<<20)}), newNode(t, &disk{data: make([]byte, 1<<20)}), newNode(t, &disk{data: make([]byte, 1<<20)})
+	of := func(v VVol, group string) []VVol { v.Group = group; return []VVol{v} }
+	m := newManager(of(a.vvol("v1", 5), "g")...)
+	dir := t.TempDir()
+	addr, stop := run(t, Config{DataDir: dir, Routes: m})
+	c := dial(t, addr.NBD, "v1")
+	write(t, c, 0, "first")
+	for i, next := range []struct {
+		n     *node
+		table []VVol
+	}{{b, of(b.vvol("v1", 2), "h")}, {lone, of(lone.vvol("v1", 0), "")}} {
+		m.set(func() { m.table.VVols = next.table })
+		eventually(t, func() bool { return m.report().Applied == uint64(i+2) })
+		write(t, c, 4096, "next")
+		next.n.mu.Lock()
+		if next.n.count != 1 {
+			t.Fatalf("switch %d: %d requests at the new place", i, next.n.count)
+		}
+		next.n.mu.Unlock()
+	}
+	_ = c.Close()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// After a restart with the manager away it still leads there.
+	m.set(func() { m.away = true })
+	addr, _ = run(t, Config{DataDir: dir, Routes: m})
+	c = dial(t, addr.NBD, "v1")
+	check(t, c, 4096, "next")
+	_ = c.Close()
+}
+
 func TestItServesFromItsOwnTableWhileTheManagerIsAway(t *testing.T) {
 	d := &disk{data: make([]byte, 1<<20)}
 	a := newNode(t, d)

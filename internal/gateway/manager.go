@@ -33,7 +33,7 @@ func (r managerRoutes) Sync(ctx context.Context, in Report) (Table, error) {
 	}
 	out := Table{Revision: table.Revision}
 	for _, rt := range table.Routes {
-		v := VVol{Name: rt.Vvol, Size: rt.Size, Volume: rt.Volume, Node: rt.Node, Address: rt.Address, Epoch: rt.Epoch,
+		v := VVol{Name: rt.Vvol, Size: rt.Size, Volume: rt.Volume, Node: rt.Node, Address: rt.Address, Group: rt.Group, Epoch: rt.Epoch,
 			ReadOnly: rt.ReadOnly, InFlight: rt.InFlight}
 		for _, h := range rt.Hosts {
 			v.Hosts = append(v.Hosts, Host{Name: h.Name, ReadOnly: h.ReadOnly})

@@ -28,6 +28,7 @@ type VVol struct {
 	Volume   string `json:"volume"` // its name at the node
 	Node     string `json:"node"`
 	Address  string `json:"address"`
+	Group    string `json:"group"` // whose epoch it is; "": in none
 	Epoch    uint64 `json:"epoch"`
 	ReadOnly bool   `json:"read_only"` // served by a secondary
 	InFlight string `json:"in_flight"` // route.Policy for the switch to this route
@@ -35,7 +36,7 @@ type VVol struct {
 }
 
 func (v VVol) route() route.Route {
-	return route.Route{Node: v.Node, Address: v.Address, Volume: v.Volume, Epoch: v.Epoch}
+	return route.Route{Node: v.Node, Address: v.Address, Volume: v.Volume, Group: v.Group, Epoch: v.Epoch}
 }
 
 // Table is what a gateway routes by.

@@ -319,7 +319,7 @@ func TestRoutes(t *testing.T) {
 	gw.start(t)
 	s.eventually("the gateway has the route", func() bool { return len(gw.routes()) == 1 })
 	r := gw.routes()[0]
-	if r.Vvol != "disk" || r.Node != "a" || r.Volume != "v1" || r.Epoch != 1 || r.Address != s.nodes["a"].Addr || r.ReadOnly {
+	if r.Vvol != "disk" || r.Node != "a" || r.Volume != "v1" || r.Group != "g" || r.Epoch != 1 || r.Address != s.nodes["a"].Addr || r.ReadOnly {
 		t.Fatalf("route %+v", r)
 	}
 	// A command returns when the gateway has it in force.

@@ -134,7 +134,7 @@ func (m *Manager) routeTable(ctx context.Context) ([]control.Route, uint64, erro
 			InFlight: v.V.InFlight, Hosts: v.V.Hosts, Address: address[control.NodeOf(v.V.Volume)],
 		}
 		if g := groups[v.V.Volume]; g != nil {
-			route.Epoch = g.Epoch
+			route.Group, route.Epoch = g.Name, g.Epoch
 			route.ReadOnly = isSecondary(g, v.V.Volume)
 		}
 		table = append(table, route)

@@ -13,8 +13,12 @@ type Route struct {
 	Node    string `json:"node"`
 	Address string `json:"address"` // where the node takes frames
 	Volume  string `json:"volume"`  // its name there
-	Epoch   uint64 `json:"epoch"`
+	Group   string `json:"group"`   // "": the volume is in none
+	Epoch   uint64 `json:"epoch"`   // of the group
 }
+
+// Older says that r names an owner of the past: epochs order the owners of one group, and say nothing between groups.
+func (r Route) Older(o Route) bool { return r.Group == o.Group && r.Epoch < o.Epoch }
 
 func (r Route) samePlace(o Route) bool {
 	return r.Node == o.Node && r.Address == o.Address && r.Volume == o.Volume
@@ -80,6 +84,7 @@ type core struct {
 	cur    linkID
 	up     bool // cur is connected; else it is being dialed
 	old    []linkID
+	former linkID // links up to it led to another group: what their nodes say of epochs and places counts no more
 
 	barrier      bool          // the gate stays shut while there are old links
 	barrierUntil time.Duration // 0: as long as it takes
@@ -177,8 +182,8 @@ func (c *core) moved(id linkID, m *block.MovedError, now time.Duration) []action
 	if c.ended {
 		return nil
 	}
-	if id != c.cur && m.Epoch <= c.route.Epoch {
-		return nil // an old link says what is known
+	if id != c.cur && (id <= c.former || m.Epoch <= c.route.Epoch) {
+		return nil // an old link says what is known, or speaks of another group
 	}
 	if m.Address == "" || m.Epoch < c.route.Epoch {
 		return c.unavailable(id, now)
@@ -201,7 +206,7 @@ func (c *core) follow(m *block.MovedError, now time.Duration) bool {
 	if m.Epoch > c.route.Epoch {
 		c.failures = 0
 	}
-	c.route = Route{Node: m.Node, Address: m.Address, Volume: m.Volume, Epoch: m.Epoch}
+	c.route = Route{Node: m.Node, Address: m.Address, Volume: m.Volume, Group: c.route.Group, Epoch: m.Epoch}
 	c.backoff(now)
 	return true
 }
@@ -209,12 +214,15 @@ func (c *core) follow(m *block.MovedError, now time.Duration) bool {
 // switchTo: the manager has given the volume another route. A route of an epoch behind what a node has confirmed is
 // not believed.
 func (c *core) switchTo(r Route, p Policy, now time.Duration) []action {
-	if c.ended || r.Epoch < c.route.Epoch {
+	if c.ended || r.Older(c.route) {
 		return nil
 	}
 	if r.samePlace(c.route) {
-		c.route.Epoch = r.Epoch
+		c.route = r
 		return nil
+	}
+	if r.Group != c.route.Group {
+		c.former = c.lastID
 	}
 	c.route, c.failures, c.dialAt = r, 0, now
 	if c.cur == 0 {

@@ -24,6 +24,8 @@ func place(name string, epoch uint64) Route {
 	return Route{Node: name, Address: name + ":1", Volume: "v", Epoch: epoch}
 }
 
+func ofGroup(group string, r Route) Route { r.Group = group; return r }
+
 func movedTo(name string, epoch uint64) *block.MovedError {
 	return &block.MovedError{Node: name, Address: name + ":1", Volume: "v", Epoch: epoch}
 }
@@ -90,6 +92,25 @@ func TestHistories(t *testing.T) {
 			{"switch", func(c *core) []action { return c.switchTo(place("b", 1), Finish, 0) }, "drop 2, dial 3", false},
 			{"the old dial", func(c *core) []action { return c.connected(2, 1, 0) }, "drop 2", false},
 			{"the new dial", func(c *core) []action { return c.connected(3, 1, 0) }, "", true},
+		},
+		"another group: its epochs have nothing to do with those of the one before": {
+			{"learned", func(c *core) []action { c.learn(1, 5); return nil }, "", true},
+			{"switch", func(c *core) []action { return c.switchTo(ofGroup("h", place("b", 2)), Finish, 0) }, "drain 1, dial 2", false},
+			{"connected", func(c *core) []action { return c.connected(2, 2, 0) }, "", true},
+			{"moved, said by a node of the group before", func(c *core) []action { return c.moved(1, movedTo("z", 6), 0) }, "", true},
+			{"an older table", func(c *core) []action { return c.switchTo(ofGroup("h", place("y", 1)), Finish, 0) }, "", true},
+			{"moved within the group", func(c *core) []action { return c.moved(2, movedTo("d", 3), 0) }, "drain 2, dial 3", false},
+			{"at d, in h", func(c *core) []action {
+				if c.route != ofGroup("h", place("d", 3)) {
+					t.Errorf("at %+v", c.route)
+				}
+				return nil
+			}, "", false},
+		},
+		"a volume that leaves its group stays on its connection": {
+			{"learned", func(c *core) []action { c.learn(1, 5); return nil }, "", true},
+			{"no group", func(c *core) []action { return c.switchTo(ofGroup("", place("a", 0)), Finish, 0) }, "", true},
+			{"another group", func(c *core) []action { return c.switchTo(ofGroup("h", place("a", 1)), Finish, 0) }, "", true},
 		},
 		"sleep ends it for good": {
 			{"slept", func(c *core) []action { return c.tick(time.Hour, 6*time.Second) }, "end 0", false},

@@ -44,6 +44,10 @@ func (s *Session) loop() {
 		s.lastBoot = boot
 		waits := s.expire()
 		s.settle()
+		select {
+		case <-s.wake: // settle's own: what it asks to be looked at is looked at below
+		default:
+		}
 		next := s.core.nextTick(s.now())
 		s.unlock()
 		if waits {
