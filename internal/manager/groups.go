@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"gantline/internal/control"
 )
 
@@ -39,7 +37,7 @@ func choose(i int, value string) (string, error) {
 
 // newGroup checks a request and fills in the defaults.
 func newGroup(in control.GroupRequest) (control.Group, error) {
-	g := control.Group{Name: in.Name, Primary: in.Primary, Secondary: in.Secondary, Epoch: 1, NextNumber: 1, Revision: 1,
+	g := control.Group{Name: in.Name, Primary: in.Primary, Secondary: in.Secondary, NextNumber: 1, Revision: 1,
 		Pairs: []control.Pair{}}
 	if err := control.CheckName("group", in.Name); err != nil {
 		return g, err
@@ -108,18 +106,20 @@ func (m *Manager) groupCreate(ctx context.Context, in control.GroupRequest) erro
 			return err
 		}
 	}
-	if err := m.makeJournals(ctx, &g); err != nil {
-		return err
-	}
-	c := m.change()
-	for _, name := range []string{g.PrimaryJournal, g.SecondaryJournal} {
-		if err := m.takeJournal(ctx, c, &g, name); err != nil {
+	for _, name := range []string{in.PrimaryJournal, in.SecondaryJournal} { // before anything is made
+		if name == "" {
+			continue
+		}
+		if err := m.takeJournal(ctx, m.change(), &g, name); err != nil {
 			return err
 		}
 	}
-	c.put(old.Key, 0, g).event("group/"+g.Name, "created", "command", "group %s from %s to %s, %s, %s",
-		g.Name, g.Primary, g.Secondary, g.Mode, g.Log)
-	if _, err := m.commit(ctx, c); err != nil {
+	made, err := m.makeJournals(ctx, &g)
+	if err == nil {
+		_, err = attempt(ctx, func() (struct{}, error) { return struct{}{}, m.storeGroup(ctx, old.Key, &g) })
+	}
+	if err != nil {
+		m.unmakeJournals(ctx, made)
 		return err
 	}
 	if _, err := m.pushGroup(ctx, &g); err != nil {
@@ -134,43 +134,6 @@ func sameGroup(old, in *control.Group) bool {
 		old.Transfer == in.Transfer && old.Retain == in.Retain &&
 		(in.PrimaryJournal == "" || in.PrimaryJournal == old.PrimaryJournal) &&
 		(in.SecondaryJournal == "" || in.SecondaryJournal == old.SecondaryJournal)
-}
-
-// makeJournals makes NODE/GROUP where no journal is named, on both nodes at a time: each writes all of it once.
-func (m *Manager) makeJournals(ctx context.Context, g *control.Group) error {
-	var make errgroup.Group
-	for _, j := range []struct {
-		name *string
-		node string
-	}{{&g.PrimaryJournal, g.Primary}, {&g.SecondaryJournal, g.Secondary}} {
-		if *j.name != "" {
-			continue
-		}
-		*j.name = j.node + "/" + g.Name
-		make.Go(func() error {
-			_, err := m.journalCreate(ctx, control.JournalRequest{Name: *j.name, Size: defaultJournal}, true)
-			return err
-		})
-	}
-	return make.Wait()
-}
-
-// takeJournal gives a journal to a group, in c.
-func (m *Manager) takeJournal(ctx context.Context, c *change, g *control.Group, name string) error {
-	j, exists, err := find[control.Journal](ctx, m, control.KindJournal, name)
-	switch {
-	case err != nil:
-		return err
-	case !exists && planOf(ctx) != nil && name == control.NodeOf(name)+"/"+g.Name:
-		return nil // it would have been made
-	case !exists:
-		return notFound(control.KindJournal, name)
-	case j.V.Group != "":
-		return control.Errorf(control.KindRefused, "journal %s serves group %s; groups never share one", name, j.V.Group)
-	}
-	j.V.Group = g.Name
-	c.put(j.Key, j.Rev, j.V)
-	return nil
 }
 
 // undoGroup takes a group back that a node has refused. What cannot be taken back now is left to `group delete`.
@@ -222,6 +185,9 @@ func (m *Manager) dropGroup(ctx context.Context, name string) error {
 	}
 	migrations, err := loadAll[control.Migration](ctx, m, control.KindMigration)
 	if err != nil {
+		return err
+	}
+	if err := m.rememberEpochs(ctx, c, &g.V, migrations); err != nil {
 		return err
 	}
 	for _, mg := range migrations {

@@ -262,6 +262,62 @@ func TestGroupRefusedByNodeIsTakenBack(t *testing.T) {
 	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "a", Secondary: "c"}, nil)
 }
 
+func TestARefusedGroupLeavesNoJournal(t *testing.T) {
+	s := newSystem(t, "a", "c")
+	s.pair()
+	none := func(what string) {
+		t.Helper()
+		for _, j := range []string{"a/h", "c/h"} {
+			if err := s.do("GET", "/v1/journals/"+j, nil, nil); control.KindOf(err) != control.KindNotFound {
+				t.Fatalf("%s: journal %s is there (%v)", what, j, err)
+			}
+		}
+	}
+	s.refused(control.KindRefused, "serves group g", "POST", "/v1/groups",
+		control.GroupRequest{Name: "h", Primary: "a", Secondary: "c", PrimaryJournal: "a/g"})
+	none("a journal of another group")
+	s.refused(control.KindNotFound, "a/none", "POST", "/v1/groups",
+		control.GroupRequest{Name: "h", Primary: "a", Secondary: "c", PrimaryJournal: "a/none"})
+	none("a journal that is not there")
+	n := s.nodes["a"]
+	n.Lock()
+	n.Fail = func(call string) error {
+		if strings.HasPrefix(call, "journal.create") {
+			return &control.Error{Kind: control.KindRefused, Message: "no space"}
+		}
+		return nil
+	}
+	n.Unlock()
+	s.refused(control.KindRefused, "no space", "POST", "/v1/groups", control.GroupRequest{Name: "h", Primary: "a", Secondary: "c"})
+	none("one node has no space")
+	n.Lock()
+	n.Fail = nil
+	n.Unlock()
+	s.must("POST", "/v1/groups", control.GroupRequest{Name: "h", Primary: "a", Secondary: "c"}, nil)
+}
+
+// A gateway that slept through the end of a group believes the highest epoch it has heard of: the next group of that name
+// begins above it.
+func TestAGroupThatIsMadeAgainBeginsAboveItsPast(t *testing.T) {
+	s := newSystem(t, "a", "b", "c")
+	s.pair()
+	s.must("POST", "/v1/migrations", control.MoveRequest{Group: "g", To: "b", Commit: true}, nil)
+	s.waitPhase("g-1", control.PhaseCommitted)
+	s.must("DELETE", "/v1/groups/g", nil, nil)
+	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "b", Secondary: "c"}, nil)
+	if e := s.group().Epoch; e != 3 {
+		t.Fatalf("the moved group had epoch 2, the next begins in %d", e)
+	}
+	// Without a pair it has led nobody anywhere.
+	s.must("DELETE", "/v1/groups/g", nil, nil)
+	s.stop()
+	s.start()
+	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "b", Secondary: "c"}, nil)
+	if e := s.group().Epoch; e != 3 {
+		t.Fatalf("a group without pairs raised the epoch to %d", e)
+	}
+}
+
 func TestGroupIsToldAgainAfterRestartOfNode(t *testing.T) {
 	s := newSystem(t, "a", "c")
 	s.pair()
