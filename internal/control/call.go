@@ -86,6 +86,7 @@ type JournalStatus struct {
 
 // Roles of a node in a group.
 const (
+	RoleLone      = "lone" // of a volume: in no group
 	RolePrimary   = "primary"
 	RoleSecondary = "secondary"
 	RoleTarget    = "target"  // of a move, not yet or just now primary

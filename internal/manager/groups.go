@@ -342,6 +342,9 @@ func (m *Manager) storePair(ctx context.Context, group string, in control.PairRe
 		return nil, false, control.Errorf(control.KindRefused, "group %s: migration %s is not committed yet (phase %q); a group "+
 			"moves as it was registered", group, mg.V.ID, mg.V.Phase)
 	}
+	if err := m.volumesFree(ctx, &g.V, &p.V, &s.V); err != nil {
+		return nil, false, err
+	}
 	g.V.Pairs = append(g.V.Pairs, control.Pair{Number: g.V.NextNumber, Primary: in.Primary, Secondary: in.Secondary, Size: p.V.Size})
 	g.V.NextNumber++
 	g.V.Revision++
@@ -349,6 +352,31 @@ func (m *Manager) storePair(ctx context.Context, group string, in control.PairRe
 	_, err = m.commit(ctx, m.change().put(g.Key, g.Rev, g.V).put(p.Key, p.Rev, p.V).put(s.Key, s.Rev, s.V).
 		event("group/"+group, "pair-added", "command", "pair %s to %s added to group %s", in.Primary, in.Secondary, group))
 	return &g.V, true, err
+}
+
+// volumesFree asks the nodes, as far as they are there, whether they could take the pair. One that has taken it does not
+// give it back when the other says no, so both are asked first.
+func (m *Manager) volumesFree(ctx context.Context, g *control.Group, volumes ...*control.Volume) error {
+	live := m.live(ctx, g.Primary, g.Secondary)
+	for _, v := range volumes {
+		st := live[v.Node]
+		if st == nil {
+			continue
+		}
+		if there := groupOf(st, g.Name); there != nil && there.Error != "" {
+			return control.Errorf(control.KindRefused, "group %s has stopped at node %s: %s", g.Name, v.Node, there.Error)
+		}
+		full := v.Node + "/" + v.Name
+		i := slices.IndexFunc(st.Volumes, func(s control.VolumeStatus) bool { return s.Name == v.Name })
+		switch {
+		case i < 0:
+			return control.Errorf(control.KindRefused, "volume %s: its node does not have it", full)
+		case st.Volumes[i].Role != control.RoleLone:
+			return control.Errorf(control.KindRefused, "volume %s: its node has it as %s; a pair is made of volumes in no group",
+				full, st.Volumes[i].Role)
+		}
+	}
+	return nil
 }
 
 func pairFits(g *control.Group, p, s *control.Volume, in control.PairRequest) error {

@@ -44,6 +44,18 @@ func (l *keyLocks) lock(ctx context.Context, keys ...string) (unlock func(), err
 	return release, nil
 }
 
+// try is lock for one key, or false at once if somebody has it.
+func (l *keyLocks) try(key string) (unlock func(), ok bool) {
+	kl := l.get(key)
+	select {
+	case kl.held <- struct{}{}:
+		return func() { l.put(key, true) }, true
+	default:
+		l.put(key, false)
+		return nil, false
+	}
+}
+
 func (l *keyLocks) get(key string) *keyLock {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -262,6 +262,52 @@ func TestGroupRefusedByNodeIsTakenBack(t *testing.T) {
 	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "a", Secondary: "c"}, nil)
 }
 
+// A node that has taken a pair does not give it back, so neither end may take it when the other says no.
+func TestARefusedPairIsTakenByNobody(t *testing.T) {
+	s := newSystem(t, "a", "c")
+	for _, v := range []string{"a/v1", "c/v1", "a/v2", "c/v2"} {
+		s.must("POST", "/v1/volumes", control.VolumeRequest{Name: v, Size: 1 << 20}, nil)
+	}
+	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "a", Secondary: "c"}, nil)
+	configured := func(node string) (n int) {
+		for _, c := range s.nodes[node].Called() {
+			if strings.HasPrefix(c, control.CallGroupConfigure) {
+				n++
+			}
+		}
+		return n
+	}
+	// The primary's volume is not free: it is seen before the secondary is told.
+	a := s.nodes["a"]
+	a.Lock()
+	a.Volumes["v1"].Role = control.RoleRetired
+	a.Unlock()
+	before := configured("c")
+	s.refused(control.KindRefused, "retired", "POST", "/v1/groups/g/pairs", control.PairRequest{Primary: "a/v1", Secondary: "c/v1"})
+	if n := configured("c"); n != before {
+		t.Fatalf("the secondary was told %d times of a pair that was refused", n-before)
+	}
+	// The secondary says no at the last moment: the primary is not told, not in the background either.
+	c := s.nodes["c"]
+	c.Lock()
+	c.Fail = func(call string) error {
+		if strings.HasPrefix(call, control.CallGroupConfigure) {
+			time.Sleep(200 * time.Millisecond) // time for the background to be faster
+			return &control.Error{Kind: control.KindRefused, Message: "no"}
+		}
+		return nil
+	}
+	c.Unlock()
+	before = configured("a")
+	s.refused(control.KindRefused, "no", "POST", "/v1/groups/g/pairs", control.PairRequest{Primary: "a/v2", Secondary: "c/v2"})
+	if n := configured("a"); n != before {
+		t.Fatalf("the primary was told %d times of a pair that the secondary has refused", n-before)
+	}
+	if g := s.group(); len(g.Pairs) != 0 {
+		t.Fatalf("pairs %+v", g.Pairs)
+	}
+}
+
 func TestARefusedGroupLeavesNoJournal(t *testing.T) {
 	s := newSystem(t, "a", "c")
 	s.pair()
@@ -312,6 +358,7 @@ func TestAGroupThatIsMadeAgainBeginsAboveItsPast(t *testing.T) {
 	s.must("DELETE", "/v1/groups/g", nil, nil)
 	s.stop()
 	s.start()
+	s.eventually("the manager answers again", func() bool { return s.do("GET", "/v1/groups", nil, nil) == nil })
 	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "b", Secondary: "c"}, nil)
 	if e := s.group().Epoch; e != 3 {
 		t.Fatalf("a group without pairs raised the epoch to %d", e)

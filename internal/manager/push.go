@@ -134,34 +134,66 @@ func newWish(g *control.Group, node string, roles, address map[string]string) (w
 	return w, err
 }
 
-// round tells every node that is up what it has not acknowledged.
+// round tells every node that is up what it has not acknowledged, group by group: a slow node of one group does not hold
+// up the others.
 func (p *pusher) round(ctx context.Context) error {
 	wishes, err := p.m.wishes(ctx)
 	if err != nil {
 		return err
 	}
-	byNode := map[string][]wish{}
+	byGroup := map[string][]wish{}
 	for _, w := range wishes {
 		if p.m.presence.nodeUp(w.node) && !p.acknowledged(w) {
-			byNode[w.node] = append(byNode[w.node], w)
+			byGroup[w.spec.Group.Name] = append(byGroup[w.spec.Group.Name], w)
 		}
 	}
 	slots := make(chan struct{}, pushAtOne)
 	var wg sync.WaitGroup
-	for _, list := range byNode {
+	for group, list := range byGroup {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			for _, w := range list {
-				if _, err := p.tell(ctx, w); err != nil {
-					p.m.log.Warn("node did not take its group", "node", w.node, "group", w.spec.Group.Name, "error", err)
-					return
-				}
-			}
+			p.tellGroup(ctx, group, list)
 		})
 	}
 	wg.Wait()
 	return nil
+}
+
+// tellGroup tells the secondary first. When it says no, the others are not told: the primary would send what the
+// secondary cannot take, and a command that is about to be taken back would have taken hold. A group that a command has
+// in hand is left to it.
+func (p *pusher) tellGroup(ctx context.Context, group string, list []wish) {
+	unlock, ok := p.m.locks.try("group/" + group)
+	if !ok {
+		return
+	}
+	defer unlock()
+	// What was read before the lock may have been taken back by the command that had it.
+	fresh, err := load[control.Group](ctx, p.m, control.KindGroup, group)
+	if err != nil || fresh.V.Revision != list[0].spec.Group.Revision {
+		if err == nil {
+			p.kick()
+		}
+		return
+	}
+	slices.SortStableFunc(list, func(a, b wish) int { return rank(&a) - rank(&b) })
+	for _, w := range list {
+		if _, err := p.tell(ctx, w); err != nil {
+			p.m.log.Warn("node did not take its group", "node", w.node, "group", group, "error", err)
+			if rank(&w) == 0 && control.KindOf(err) == control.KindRefused {
+				return
+			}
+		}
+	}
+}
+
+// rank orders who is told of a group.
+func rank(w *wish) int {
+	if w.spec.Role == control.RoleSecondary {
+		return 0
+	}
+	return 1
 }
 
 func (p *pusher) acknowledged(w wish) bool {
