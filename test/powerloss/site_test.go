@@ -68,6 +68,7 @@ type site struct {
 	hosts   []*nbd.Client
 	load    *load
 	watch   *watchdog
+	marked  int64 // bytes that resyncs had to send
 }
 
 // machine is one node's hardware, and the node that runs on it at the moment.
@@ -609,7 +610,7 @@ func (s *site) serving() string {
 func (s *site) settle() {
 	s.t.Helper()
 	s.quiet()
-	primary := ""
+	primary, resumed := "", time.Time{}
 	s.until(60*time.Second, "the secondary has everything", func() bool {
 		primary = s.serving()
 		if primary == "" {
@@ -623,11 +624,15 @@ func (s *site) settle() {
 		case "failed", "split-brain":
 			s.t.Fatalf("pair is %s: %s", st.State, st.BlockedOn)
 		case "suspended":
-			s.say("suspended (%s): resuming", st.BlockedOn)
-			if err := s.do("POST", "/v1/groups/"+group+"/resume", control.ResumeRequest{}, nil); err != nil {
-				s.say("resume: %v", err)
+			// Whole volumes are marked by then, more than one step may take of a log as small as this.
+			if time.Since(resumed) > 2*time.Second {
+				resumed = time.Now()
+				s.marked += st.ChangedBytes
+				s.say("suspended (%s), %d bytes marked: resuming", st.BlockedOn, st.ChangedBytes)
+				if err := s.do("POST", "/v1/groups/"+group+"/resume", control.ResumeRequest{AllowInconsistent: true}, nil); err != nil {
+					s.say("resume: %v", err)
+				}
 			}
-			time.Sleep(100 * time.Millisecond)
 		}
 		return st.State == "paired" && st.LinkUp && st.Applied == st.Appended && st.ChangedBytes == 0
 	})
