@@ -23,7 +23,7 @@ func TestOrderOfSecondary(t *testing.T) {
 
 	look := func(when string) {
 		s.WaitFor(20*time.Second, "the link is up", func() bool { return linkUp(s, "db") })
-		time.Sleep(time.Duration(rnd.IntN(400)) * time.Millisecond)
+		time.Sleep(time.Duration(200+rnd.IntN(400)) * time.Millisecond)
 		s.C.Kill()
 		s.C.StartIsolated()
 		time.Sleep(2 * time.Second)

@@ -133,7 +133,7 @@ func TestBadInput(t *testing.T) {
 		{4, "volume create b/x --size 16MiB --device " + s.A.Dir + "/volumes/one.raw", "use"},
 		{4, "journal create a/x --size 32MiB --device " + s.A.Dir + "/journals/db-log.jnl", "use"},
 		{2, "volume create a/x --size 16MiB --device relative", "absolute"},
-		{4, "journal create a/x --size 32MiB --device " + small + "/x", "space"},
+		{4, "journal create a/x --size 32MiB --device " + small + "/x", "free some"},
 		// Moves.
 		{4, "migrate start db --to a", "primary"},
 		{4, "migrate start db --to c", "secondary"},
