@@ -51,11 +51,15 @@ func (g *gateway) changed() {
 }
 
 // sync keeps the table in step with the manager until ctx ends.
+//
+// A revision tells tables apart within one history of the manager's store. A manager that was away may come back with
+// another one, restored from a backup, where the same number means another table: until it has answered, nothing counts
+// as applied, so that it sends its table whatever the number.
 func (g *gateway) sync(ctx context.Context) error {
-	pause := syncPause
+	pause, unsure := syncPause, true
 	for ctx.Err() == nil {
 		start := time.Now()
-		t, err := g.poll(ctx)
+		t, err := g.poll(ctx, unsure)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -64,6 +68,7 @@ func (g *gateway) sync(ctx context.Context) error {
 		case errors.Is(err, errChanged):
 			pause = syncPause
 		case err != nil:
+			unsure = true
 			if !g.away.Swap(true) {
 				g.cfg.Log.Warn("manager is away, serving by the table there is", "error", err)
 			}
@@ -73,11 +78,12 @@ func (g *gateway) sync(ctx context.Context) error {
 				g.cfg.Log.Info("manager is back")
 			}
 			pause = syncPause
-			fresh := t.Revision != g.report().Applied || !g.synced
+			fresh := unsure || t.Revision != g.report().Applied || !g.synced
 			used, err := g.accept(t, fresh)
 			if err != nil {
 				return err
 			}
+			unsure = unsure && !used
 			if used && fresh {
 				continue // confirmed at once
 			}
@@ -95,8 +101,8 @@ func (g *gateway) sync(ctx context.Context) error {
 
 var errChanged = errors.New("report has changed")
 
-// poll is one Sync, cut short when there is something new to report.
-func (g *gateway) poll(ctx context.Context) (Table, error) {
+// poll is one Sync, cut short when there is something new to report. unsure: the table may be of another history.
+func (g *gateway) poll(ctx context.Context, unsure bool) (Table, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	report := g.report()
@@ -124,7 +130,11 @@ func (g *gateway) poll(ctx context.Context) (Table, error) {
 			}
 		}
 	}()
-	t, err := g.cfg.Routes.Sync(ctx, report)
+	told := report
+	if unsure {
+		told.Applied = 0
+	}
+	t, err := g.cfg.Routes.Sync(ctx, told)
 	close(done)
 	<-watched
 	if err != nil && context.Cause(ctx) == errChanged {
