@@ -103,6 +103,7 @@ func TestLagIsTrueOrNull(t *testing.T) {
 	}{
 		"behind":                  {p, &control.GroupStatus{Applied: 7}, uint64(3), int64(4096)},
 		"equal":                   {p, &control.GroupStatus{Applied: 10}, uint64(0), int64(0)},
+		"blocks still to copy":    {&control.GroupStatus{Appended: 10, Heard: true, ChangedBytes: 65536}, &control.GroupStatus{Applied: 10}, nil, nil},
 		"secondary away":          {p, nil, nil, int64(4096)},
 		"primary away":            {nil, &control.GroupStatus{Applied: 7}, nil, nil},
 		"never heard in this run": {&control.GroupStatus{Appended: 10}, nil, nil, nil},

@@ -459,7 +459,7 @@ func (m *Manager) operationViews(ctx context.Context, id string) ([]control.Oper
 		add(o)
 	}
 	for _, g := range st.Groups {
-		if g.Copy != nil {
+		if g.Copy != nil && g.Copy.Kind != "migration" { // that one is the move itself
 			add(control.OperationView{ID: "copy-" + g.Name, Kind: g.Copy.Kind, Object: "group/" + g.Name, Phase: *g.State,
 				Percent: &g.Copy.Percent, ETASeconds: g.Copy.ETASeconds})
 		}

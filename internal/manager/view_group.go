@@ -95,8 +95,32 @@ func groupView(g *control.Group, migrations []got[control.Migration], l look) co
 			v.Error = &p.Error
 		}
 	}
+	if v.Copy == nil && p != nil {
+		v.Copy = moveCopy(g, migrations, l)
+	}
 	v.Lag = lagOf(p, s)
 	return v
+}
+
+// moveCopy is the copying of a move under way, as a group shows it.
+func moveCopy(g *control.Group, migrations []got[control.Migration], l look) *control.CopyStatus {
+	for i := range migrations {
+		mg := &migrations[i].V
+		if mg.Group != g.Name || mg.Phase == control.PhaseFilled || control.Ended(mg.Phase) || !control.After(mg.Phase, control.PhaseMigrating) {
+			continue
+		}
+		st := migrationOf(l.node(mg.Target), mg.ID)
+		if st == nil || st.Total == 0 {
+			return nil
+		}
+		c := &control.CopyStatus{Kind: "migration", Percent: 100 * float64(st.Present) / float64(st.Total)}
+		for _, v := range mg.Volumes {
+			c.BytesTotal += v.Size
+		}
+		c.BytesDone = int64(float64(c.BytesTotal) / float64(st.Total) * float64(st.Present))
+		return c
+	}
+	return nil
 }
 
 func link(up bool) *string {
@@ -128,6 +152,9 @@ func lagOf(p, s *control.GroupStatus) control.LagView {
 		var writes uint64
 		if p.Appended > s.Applied {
 			writes = p.Appended - s.Applied
+		}
+		if writes == 0 && p.ChangedBytes > 0 {
+			return v // blocks that are still to be copied have no numbers yet: how many writes they are is not known
 		}
 		v.Writes = &writes
 		if writes == 0 {
@@ -179,6 +206,9 @@ func volumeView(v *control.Volume, g *control.Group, migrations []got[control.Mi
 		for i := range st.Volumes {
 			if s := &st.Volumes[i]; s.Name == v.Name {
 				view.Role, view.Mode, view.State = &s.Role, &s.Mode, &s.State
+				if s.Mode == "moved" { // hosts find it at the successor only
+					view.Exports = []string{}
+				}
 				view.Applied, view.ChangedBytes, view.PresentBytes = s.Applied, s.ChangedBytes, s.PresentBytes
 			}
 		}
