@@ -361,11 +361,10 @@ func TestATableOfTheSameRevisionFromAnotherHistoryIsTaken(t *testing.T) {
 	m.mu.Lock()
 	m.away = true
 	m.mu.Unlock()
-	time.Sleep(700 * time.Millisecond) // longer than a poll is held
+	eventually(t, func() bool { return m.report().Applied == 0 }) // and stays so while it is away
 	m.mu.Lock()
 	m.table, m.away = Table{Revision: 1, VVols: []VVol{b.vvol("v1", 1)}}, false
 	m.mu.Unlock()
-	eventually(t, func() bool { return m.report().Applied == 0 })
 	eventually(t, func() bool { return m.report().Applied == 1 })
 	c := dial(t, addr.NBD, "v1")
 	write(t, c, 0, "there")
