@@ -94,7 +94,7 @@ func (s *site) trap(m moment) <-chan struct{} {
 func (s *site) startMove() string {
 	s.t.Helper()
 	var m control.MigrationView
-	s.must(s.do("POST", "/v1/migrations", control.MoveRequest{Group: group, To: "b", Limit: 3 << 20}, &m))
+	s.must(s.do("POST", "/v1/migrations", control.MoveRequest{Group: group, To: "b", Limit: 2 << 20}, &m))
 	return m.ID
 }
 
