@@ -161,7 +161,7 @@ func (c *conn) parseWrite(h requestHeader, avail int) (more bool, err error) {
 
 // readOwn reads a payload into a buffer of its own, straight from the socket but for what has been read already.
 func (c *conn) readOwn(q *request) error {
-	q.Data = make([]byte, q.Length)
+	q.Data = block.Buffer(int(q.Length))
 	n := copy(q.Data, c.in.buffered())
 	c.in.r += n
 	c.pause()

@@ -1,5 +1,7 @@
 package nbd
 
+import "gantline/internal/block"
+
 const (
 	firstChunk = 64 << 10
 	largeChunk = 512 << 10
@@ -48,7 +50,7 @@ func (in *input) room() []byte {
 	}
 	rest := in.buffered()
 	if in.lent || len(in.chunk) < in.need {
-		in.chunk = make([]byte, max(in.size, in.need))
+		in.chunk = block.Buffer(max(in.size, in.need))
 		in.size = min(2*in.size, largeChunk)
 		in.lent = false
 	}

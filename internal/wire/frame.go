@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+
+	"gantline/internal/block"
 )
 
 // Type says what a frame's body is. The numbers travel and never change.
@@ -128,17 +130,20 @@ func checkFrame(frame []byte) error {
 
 const (
 	chunkSize = 256 << 10 // bytes read into one allocation, shared by the frames it holds
-	ownSize   = 64 << 10  // a frame from this size on gets its own allocation if the chunk's rest is too small
+	// largeChunk takes its place while frames are large: what is left of one at the end of a chunk has to be moved.
+	largeChunk = 1 << 20
+	ownSize    = 64 << 10 // a frame from this size on gets its own allocation if the chunk's rest is too small
 )
 
 // frameReader cuts frames out of a stream. Bodies are slices of chunks that are never written again, so they may be
 // kept for as long as anybody needs them.
 type frameReader struct {
-	src  io.Reader
-	buf  []byte // the chunk
-	r, w int    // buf[r:w] is read but not yet parsed
-	only Type   // if not 0: no other type is accepted, so that a stranger makes us allocate little
-	err  error  // sticky
+	src   io.Reader
+	buf   []byte // the chunk
+	r, w  int    // buf[r:w] is read but not yet parsed
+	large bool   // the last frame that did not fit was a large one
+	only  Type   // if not 0: no other type is accepted, so that a stranger makes us allocate little
+	err   error  // sticky
 }
 
 // have reports whether a whole frame, or the proof of a broken one, is in the buffer.
@@ -198,11 +203,17 @@ func (f *frameReader) fill(n int) error {
 	}
 	if len(f.buf)-f.r < n || f.w == len(f.buf) {
 		size := chunkSize
-		if n >= ownSize {
+		if f.large {
+			size = largeChunk
+		}
+		if n >= ownSize && !f.large || n > size {
 			size = n
 		}
+		if n > headerSize {
+			f.large = n >= ownSize
+		}
 		// What is left is at most one incomplete frame. The old chunk stays as it is: bodies point into it.
-		chunk := make([]byte, size)
+		chunk := block.Buffer(size)
 		f.w = copy(chunk, f.buf[f.r:f.w])
 		f.buf, f.r = chunk, 0
 	}
