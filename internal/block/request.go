@@ -53,6 +53,38 @@ type Request struct {
 // Completer is told of a Request's completion. It must not block on the completion of another request.
 type Completer interface{ Complete(r *Request) }
 
+// Corker is what a Completer may be too: between Cork and Uncork its answers gather, to leave in one system call. Calls
+// nest; a cork holds nothing back for longer than a few milliseconds, whatever its holder does.
+type Corker interface {
+	Cork()
+	Uncork()
+}
+
+// Answers completes requests in a row, corking their completers as far as they can be: one system call for the answers
+// of one connection, not one for each. Done ends the row. The zero value is ready.
+type Answers struct{ open Corker }
+
+// Finish is r.Finish.
+func (a *Answers) Finish(r *Request, err error) {
+	if k, _ := r.Completer.(Corker); k != a.open {
+		// In this order: different completers may stand for one connection, which is then not uncorked in between.
+		if k != nil {
+			k.Cork()
+		}
+		a.Done()
+		a.open = k
+	}
+	r.Finish(err)
+}
+
+// Done lets all answers go.
+func (a *Answers) Done() {
+	if a.open != nil {
+		a.open.Uncork()
+		a.open = nil
+	}
+}
+
 // Finish records the outcome and completes the request.
 func (r *Request) Finish(err error) {
 	r.Err = err

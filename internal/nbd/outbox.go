@@ -3,15 +3,12 @@ package nbd
 import (
 	"sync"
 	"time"
+
+	"gantline/internal/block"
 )
 
-// Corker is what a Completer of this package also is. A goroutine that completes several requests in a row calls Cork
-// before the first and Uncork after the last: their replies leave together, in one system call. Replies wait for
-// corkLimit at most, so a holder that blocks between the two delays nobody for long. Calls nest.
-type Corker interface {
-	Cork()
-	Uncork()
-}
+// Corker is block.Corker, which a Completer of this package is. Replies wait for corkLimit at most.
+type Corker = block.Corker
 
 const (
 	// corkLimit bounds how long a cork holds back what is queued.

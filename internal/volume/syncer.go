@@ -164,14 +164,16 @@ func (g *Group) completeWaiters() {
 	clear(g.waiting[len(keep):])
 	g.waiting = keep
 	g.waitMu.Unlock()
+	var answers block.Answers
 	for _, w := range ready {
 		if failure != nil && w.seq > durable {
-			w.r.Finish(g.hostError(failure))
+			answers.Finish(w.r, g.hostError(failure))
 		} else {
-			w.r.Finish(nil)
+			answers.Finish(w.r, nil)
 		}
 		w.p.leave(1)
 	}
+	answers.Done()
 }
 
 func (g *Group) someoneWaits() bool {

@@ -42,11 +42,8 @@ type IOHooks struct {
 	Admit func(epoch uint64) error
 }
 
-// Corker is a Completer that can hold its replies back while a goroutine completes several requests in a row.
-type Corker interface {
-	Cork()
-	Uncork()
-}
+// Corker is block.Corker, which a request of an io connection's Completer is.
+type Corker = block.Corker
 
 const (
 	ioMaxRequests = 4096                 // in flight per connection; more are not read
