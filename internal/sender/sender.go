@@ -44,7 +44,7 @@ type Config struct {
 	Mark func() record.Seq
 	// CutOff says of an error of Source that a resync is needed; nil: it is ErrTrimmed or ErrSuspended.
 	CutOff func(err error) bool
-	// Sent is told of bytes of frames put on the link. It is called from the sender's goroutine.
+	// Sent is told of bytes of frames put on the link. It is called from several goroutines.
 	Sent   func(bytes int64)
 	Logger *slog.Logger
 

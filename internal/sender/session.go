@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gantline/internal/record"
@@ -21,7 +22,7 @@ type session struct {
 	conn    *wire.Conn
 	table   record.Table // as shown in the hello
 	lastRow int          // where the record before was found
-	counted int64        // bytes told to Config.Sent
+	counted atomic.Int64 // bytes told to Config.Sent
 
 	beat   context.Context // ends when a heartbeat is due
 	unbeat context.CancelFunc
@@ -63,6 +64,7 @@ func (t *session) run(parent context.Context) error {
 	t.conn.Close()
 	cancel(err)
 	reader.Wait()
+	t.count()
 	t.unbeat()
 	return context.Cause(ctx)
 }
@@ -75,6 +77,7 @@ func (t *session) readAcks() error {
 		}
 		switch kind {
 		case wire.TypeAck:
+			t.count() // what is acknowledged has been written, if not by the sending goroutine
 			a, err := wire.DecodeAck(body)
 			if err == nil {
 				err = t.s.acked(a)
@@ -255,10 +258,17 @@ func (t *session) shown(r *record.Record) bool {
 	return false
 }
 
-// count tells how many bytes have been put on the link since the last time.
+// count tells how many bytes have been put on the link since the last time. A full socket is written to later, by the
+// connection: so this is asked for again at acks, heartbeats and the session's end.
 func (t *session) count() {
-	if n := t.conn.SentBytes(); n > t.counted {
-		t.s.cfg.Sent(n - t.counted)
-		t.counted = n
+	for {
+		n, old := t.conn.SentBytes(), t.counted.Load()
+		if n <= old {
+			return
+		}
+		if t.counted.CompareAndSwap(old, n) {
+			t.s.cfg.Sent(n - old)
+			return
+		}
 	}
 }
