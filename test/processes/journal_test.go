@@ -1,7 +1,9 @@
 package processes
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,52 +17,79 @@ func TestJournalFull(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
 	s := site.Start(t, nil)
-	g := s.Pair("db", 2, 64*mib, "16MiB")
+	g := s.Pair("db", 2, 64*mib, "48MiB")
 	load := proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 16, FlushEvery: 50, Rate: 2000, Span: 4 * mib})
 	running := site.Run(load)
 	time.Sleep(500 * time.Millisecond)
-	for round := range 2 {
-		s.C.Kill()
-		s.WaitFor(40*time.Second, "the group is suspended", func() bool { return s.State("db") == "suspended" })
-		time.Sleep(500 * time.Millisecond)
-		if round == 0 { // at rest, so that the bytes can be told apart
-			if err := running.Stop(); err != nil {
-				t.Fatalf("the host saw an error: %v", err)
-			}
+	cutOff(s)
+	if err := running.Stop(); err != nil { // at rest, so that the bytes can be told apart
+		t.Fatalf("the host saw an error: %v", err)
+	}
+	s.C.Start()
+	s.Prefix(load, "secondary of a suspended group", s.Exports(s.C, g))
+	if st := s.State("db"); st != "suspended" {
+		t.Errorf("the group resumed by itself: %s", st)
+	}
+	before := s.Group("db")
+	if before.ChangedBytes == nil || *before.ChangedBytes == 0 || before.WANBytesSent == nil {
+		t.Fatalf("nothing is marked: %v", deref(before.ChangedBytes))
+	}
+	s.Do("group resume db")
+	if st := s.State("db"); st != "paired" {
+		t.Errorf("resumed, but %s", st)
+	}
+	s.AwaitInStep("db", 20*time.Second)
+	sent, marked := *s.Group("db").WANBytesSent-*before.WANBytesSent, *before.ChangedBytes
+	t.Logf("resume: %d bytes sent for %d bytes marked", sent, marked)
+	if sent > marked*102/100+mib || sent < marked/2 {
+		t.Errorf("resume sent %d bytes, marked were %d", sent, marked)
+	}
+	s.Equal(load, "secondary after the resume", s.Exports(s.C, g))
+	running = site.Run(load)
+
+	// Once more, with more changes than a step can take.
+	cutOff(s)
+	d := s.Dial(s.G, g.Volumes[0])
+	for off := 16 * mib; off < 48*mib; off += mib {
+		if err := site.Write(d, off, bytes.Repeat([]byte{byte(off >> 20)}, int(mib)), 10*time.Second); err != nil {
+			t.Fatal(err)
 		}
-		s.C.Start()
-		s.Prefix(load, "secondary of a suspended group", s.Exports(s.C, g))
-		if st := s.State("db"); st != "suspended" {
-			t.Errorf("the group resumed by itself: %s", st)
-		}
-		before := s.Group("db")
-		if before.ChangedBytes == nil || *before.ChangedBytes == 0 || before.WANBytesSent == nil {
-			t.Fatalf("nothing is marked: %v", deref(before.ChangedBytes))
-		}
-		r := s.CLI("group", "resume", "db")
-		if r.Code != 0 {
-			t.Fatal(r)
-		}
-		if st := s.State("db"); st != "paired" {
-			t.Errorf("resumed, but %s", st)
-		}
-		if round == 0 {
-			s.AwaitInStep("db", 20*time.Second)
-			sent, marked := *s.Group("db").WANBytesSent-*before.WANBytesSent, *before.ChangedBytes
-			t.Logf("resume: %d bytes sent for %d bytes marked", sent, marked)
-			if sent > marked*102/100+mib || sent < marked/2 {
-				t.Errorf("resume sent %d bytes, marked were %d", sent, marked)
-			}
-			s.Equal(load, "secondary after the resume", s.Exports(s.C, g))
-			running = site.Run(load)
-		}
+	}
+	s.C.Start()
+	renew(t, s, running, g)
+}
+
+// cutOff kills the secondary and waits until the journal is full.
+func cutOff(s *site.Site) {
+	s.T.Helper()
+	s.C.Kill()
+	s.WaitFor(40*time.Second, "the group is suspended", func() bool { return s.State("db") == "suspended" })
+	time.Sleep(500 * time.Millisecond)
+}
+
+// renew is the way on when more has changed than one step can take: a resume is refused and changes nothing; a new group
+// on the same volumes copies all, while hosts go on.
+func renew(t *testing.T, s *site.Site, running *site.Running, g *site.Made) {
+	t.Helper()
+	if r := s.CLI("group resume db"); r.Code != 4 || !strings.Contains(r.Err, "quarter of the journal") {
+		t.Errorf("a step that cannot fit: %v", r)
+	}
+	if st := s.State("db"); st != "suspended" {
+		t.Errorf("a refused resume leaves the group %s", st)
+	}
+	s.Prefix(running.Load, "secondary after a refused resume", site.Spans(s.Exports(s.C, g), 4*mib))
+	s.Do("group delete db --yes")
+	s.Do("group create db --primary a --secondary c --primary-journal a/db-log --secondary-journal c/db-log")
+	for _, v := range g.Volumes {
+		s.Do("pair", "add", "db", "a/"+v, "c/"+v)
 	}
 	if err := running.Stop(); err != nil {
 		t.Fatalf("the host saw an error: %v", err)
 	}
 	s.AwaitInStep("db", 20*time.Second)
-	s.Equal(load, "secondary at the end", s.Exports(s.C, g))
-	if e := load.Stats().Errors; e != 0 {
+	s.Equal(running.Load, "secondary at the end", site.Spans(s.Exports(s.C, g), 4*mib))
+	s.Tool("qemu-img", "compare", "-f", "raw", "-F", "raw", "nbd+unix:///db-1?socket="+s.A.Socket, "nbd+unix:///db-1?socket="+s.C.Socket)
+	if e := running.Stats().Errors; e != 0 {
 		t.Errorf("%d errors at the host", e)
 	}
 }
@@ -76,12 +105,12 @@ func TestInitialCopy(t *testing.T) {
 		s.Do("journal", "create", node+"/log", "--size", "64MiB")
 	}
 	host := s.Dial(s.A, "big")
-	for range 20 {
+	for _, place := range rnd.Perm(1023)[:20] {
 		p := make([]byte, mib)
 		for i := range p {
 			p[i] = byte(rnd.Uint32())
 		}
-		if err := site.Write(host, rnd.Int64N(1023)*mib, p, 10*time.Second); err != nil {
+		if err := site.Write(host, int64(place)*mib, p, 10*time.Second); err != nil {
 			t.Fatal(err)
 		}
 	}
