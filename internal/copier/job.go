@@ -24,8 +24,9 @@ type Set interface {
 type Config struct {
 	Set          Set
 	Region, Size int64 // bytes of a region and of the whole; the last region may be shorter
-	// Work copies a region. When it returns nil, Set must not name the region any more.
+	// Work copies a region, or a run of them. When it returns nil, Set must not name them any more.
 	Work     func(ctx context.Context, off, n int64) error
+	Batch    int64         // regions in a row that the sweep works at once where there is no Limit; default 1
 	Parallel int           // workers of the sweep, and as many for demands; default 4
 	Limit    *rate.Limiter // bytes of the background sweep, which demands use up but never wait for; nil: none
 	RetryMin time.Duration // default 20 ms
@@ -41,7 +42,8 @@ type Job struct {
 	cfg Config
 
 	mu       sync.Mutex
-	changed  *sync.Cond // on mu: a demand came, a region was finished, Run is to end
+	changed  *sync.Cond // on mu: a region was finished, Run is to end
+	demanded *sync.Cond // on mu: a demand came, Run is to end
 	regions  map[int64]*region
 	queue    []int64 // demanded regions, oldest first
 	cursor   int64   // where the sweep goes on
@@ -79,6 +81,9 @@ func New(cfg Config) *Job {
 	if cfg.Parallel <= 0 {
 		cfg.Parallel = 4
 	}
+	if cfg.Batch <= 0 || cfg.Limit != nil {
+		cfg.Batch = 1 // a run that has been picked would wait for its pace, and demands of its regions with it
+	}
 	if cfg.RetryMin <= 0 {
 		cfg.RetryMin = 20 * time.Millisecond
 	}
@@ -89,7 +94,7 @@ func New(cfg Config) *Job {
 		cfg.Attempts = 5
 	}
 	j := &Job{cfg: cfg, regions: map[int64]*region{}, total: cfg.Set.Left()}
-	j.changed = sync.NewCond(&j.mu)
+	j.changed, j.demanded = sync.NewCond(&j.mu), sync.NewCond(&j.mu)
 	return j
 }
 
@@ -110,6 +115,7 @@ func (j *Job) Run(ctx context.Context) error {
 	stop := context.AfterFunc(work, func() {
 		j.mu.Lock()
 		j.changed.Broadcast()
+		j.demanded.Broadcast()
 		j.mu.Unlock()
 	})
 	defer stop()
@@ -153,11 +159,11 @@ func (j *Job) sweep(ctx context.Context) error {
 		if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size)); err != nil {
 			return err
 		}
-		n, ok := j.pick(ctx)
+		first, n, ok := j.pick(ctx)
 		if !ok {
 			return ctx.Err()
 		}
-		if err := j.work(ctx, n, &j.background); err != nil {
+		if err := j.work(ctx, first, n, &j.background); err != nil {
 			if !sleep(ctx, j.backoff()) {
 				return ctx.Err()
 			}
@@ -172,24 +178,32 @@ func (j *Job) anyLeft() bool {
 	return ok || j.busy > 0
 }
 
-// pick reserves the next region of the sweep; false: none is left, or ctx has ended.
-func (j *Job) pick(ctx context.Context) (int64, bool) {
+// pick reserves the next regions of the sweep, n from first on; false: none is left, or ctx has ended.
+func (j *Job) pick(ctx context.Context) (first, n int64, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for ctx.Err() == nil {
-		if n, ok := j.nextFree(); ok {
-			j.cursor = n + 1
-			j.reserve(n)
-			return n, true
+		if first, ok := j.nextFree(); ok {
+			j.reserve(first)
+			for n = 1; n < j.cfg.Batch && j.free(first+n); n++ {
+				j.reserve(first + n)
+			}
+			j.cursor = first + n
+			return first, n, true
 		}
 		if j.busy == 0 {
 			if _, ok := j.cfg.Set.Next(0); !ok {
-				return 0, false
+				return 0, 0, false
 			}
 		}
 		j.changed.Wait()
 	}
-	return 0, false
+	return 0, 0, false
+}
+
+// free says that a region exists, needs work, and nobody has it or waits for it: what is demanded goes by itself, ahead.
+func (j *Job) free(n int64) bool {
+	return n*j.cfg.Region < j.cfg.Size && j.regions[n] == nil && j.cfg.Set.Needs(n)
 }
 
 // nextFree finds a region that needs work and that nobody has, from the cursor on and around.
@@ -219,29 +233,37 @@ func (j *Job) reserve(n int64) {
 	j.busy++
 }
 
-// work copies a reserved region and answers who waits for it, on success, or after too many failures.
-func (j *Job) work(ctx context.Context, n int64, bytes *int64) error {
-	off := n * j.cfg.Region
-	length := min(j.cfg.Region, j.cfg.Size-off)
+// work copies n reserved regions from first on and answers who waits for them, on success, or after too many failures.
+func (j *Job) work(ctx context.Context, first, n int64, bytes *int64) error {
+	off := first * j.cfg.Region
+	length := min(n*j.cfg.Region, j.cfg.Size-off)
 	err := j.cfg.Work(ctx, off, length)
 
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.changed.Broadcast()
+	if j.err = err; err == nil {
+		*bytes += length
+		j.failures = 0
+	} else if j.failures++; j.failures == 1 {
+		j.failing = time.Now()
+	}
+	for i := range n {
+		j.worked(first+i, err)
+	}
+	return err
+}
+
+// worked ends the work on one reserved region.
+func (j *Job) worked(n int64, err error) {
 	r := j.regions[n]
 	r.busy = false
 	j.busy--
-	j.changed.Broadcast()
 	if err == nil {
-		*bytes += length
-		j.failures, j.err = 0, nil
 		r.answer(nil)
 		delete(j.regions, n)
-		return nil
+		return
 	}
-	if j.failures++; j.failures == 1 {
-		j.failing = time.Now()
-	}
-	j.err = err
 	if r.failures++; r.failures == 1 {
 		r.failing = time.Now()
 	}
@@ -255,7 +277,6 @@ func (j *Job) work(ctx context.Context, n int64, bytes *int64) error {
 	} else {
 		delete(j.regions, n)
 	}
-	return err
 }
 
 func (r *region) answer(err error) {
@@ -275,7 +296,7 @@ func (j *Job) serveDemands(ctx context.Context) error {
 		if j.cfg.Limit != nil {
 			j.cfg.Limit.AllowN(time.Now(), int(min(j.cfg.Region, int64(j.cfg.Limit.Burst()))))
 		}
-		if err := j.work(ctx, n, &j.demand); err != nil && !sleep(ctx, min(j.backoff(), 10*j.cfg.RetryMin)) {
+		if err := j.work(ctx, n, 1, &j.demand); err != nil && !sleep(ctx, min(j.backoff(), 10*j.cfg.RetryMin)) {
 			return nil
 		}
 	}
@@ -304,7 +325,7 @@ func (j *Job) pickDemand(ctx context.Context) (int64, bool) {
 			j.reserve(n)
 			return n, true
 		}
-		j.changed.Wait()
+		j.demanded.Wait()
 	}
 	return 0, false
 }
@@ -313,7 +334,7 @@ func (j *Job) enqueue(n int64, r *region) {
 	if !r.queued {
 		r.queued = true
 		j.queue = append(j.queue, n)
-		j.changed.Broadcast()
+		j.demanded.Signal()
 	}
 }
 

@@ -200,3 +200,51 @@ func TestEndedRunAnswersItsDemands(t *testing.T) {
 		t.Fatalf("a demand after the end: %v", err)
 	}
 }
+
+// A sweep by runs works each region once too, takes no demanded region into a run, and fails region by region.
+func TestTheSweepWorksRunsOfRegions(t *testing.T) {
+	const n = 203
+	set := newRegions(n)
+	for i := int64(0); i < n; i += 17 {
+		set.done(i) // holes end runs
+	}
+	var worked [n]atomic.Int32
+	var longest, failed atomic.Int64
+	j := New(Config{Set: set, Region: 1000, Size: n*1000 - 300, Batch: 8, Parallel: 3, RetryMin: time.Microsecond, RetryMax: time.Millisecond,
+		Work: func(_ context.Context, off, length int64) error {
+			if rand.IntN(10) == 0 {
+				failed.Add(1)
+				return errors.New("now and then")
+			}
+			for old := longest.Load(); length > old && !longest.CompareAndSwap(old, length); old = longest.Load() {
+			}
+			for r := off / 1000; r*1000 < off+length; r++ {
+				worked[r].Add(1)
+				set.done(r)
+			}
+			return nil
+		}})
+	done := j.Demand(100)
+	if err := j.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for r := range worked {
+		want := int32(1)
+		if r%17 == 0 {
+			want = 0
+		}
+		if got := worked[r].Load(); got != want {
+			t.Errorf("region %d was worked %d times, not %d", r, got, want)
+		}
+	}
+	if longest.Load() != 8000 || failed.Load() == 0 {
+		t.Errorf("the longest run had %d bytes, %d failed", longest.Load(), failed.Load())
+	}
+	p := j.Progress()
+	if p.Background+p.Demand != n*1000-300-int64((n+16)/17)*1000 {
+		t.Errorf("progress counts %d and %d bytes", p.Background, p.Demand)
+	}
+}

@@ -49,14 +49,19 @@ type Presence struct {
 // PresenceStatus is for the operator.
 type PresenceStatus struct {
 	Regions, Present   int64 // Present: durable
+	Arrived            int64 // fetched, durably present or not
 	Background, Demand int64 // bytes fetched
 	BytesPerSecond     float64
 	Away               bool // the source cannot be reached
 	Err                error
 }
 
-// fetchTimeout bounds one attempt to fetch one region.
+// fetchTimeout bounds one attempt to fetch regions.
 const fetchTimeout = 5 * time.Second
+
+// fetchBatch is what the background fetches at once, in bytes: less, and a fill is mostly wake-ups; more, and a demand
+// for a region on its way waits for too many others.
+const fetchBatch = 512 << 10
 
 const sourcePatience = 5 * time.Second
 
@@ -72,7 +77,7 @@ type presence struct {
 	here   []atomic.Uint64 // arrived or durably present
 	count  atomic.Int64    // of here
 	job    *copier.Job
-	idle   sync.Pool // buffers of one region
+	idle   sync.Pool // buffers of as many regions as are fetched at once
 
 	mu    sync.Mutex
 	fresh []int64 // arrived, not durable yet
@@ -97,9 +102,11 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	for bit, ok := cfg.Map.NextSet(0); ok; bit, ok = cfg.Map.NextSet(bit + 1) {
 		p.arrive(bit)
 	}
-	p.idle.New = func() any { b := make([]byte, cfg.Region); return &b }
+	batch := max(fetchBatch/cfg.Region, 1)
+	p.idle.New = func() any { b := make([]byte, batch*cfg.Region); return &b }
 	p.job = copier.New(copier.Config{
-		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Parallel: cfg.Parallel, Limit: cfg.Limit, Patience: cfg.Patience,
+		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Batch: batch,
+		Parallel: cfg.Parallel, Limit: cfg.Limit, Patience: cfg.Patience,
 	})
 	m := v.member.Load()
 	if m != nil {
@@ -181,7 +188,7 @@ func (v *Volume) PresenceStatus() (PresenceStatus, bool) {
 	}
 	pr := p.job.Progress()
 	return PresenceStatus{
-		Regions: p.total, Present: p.cfg.Map.Count(), Background: pr.Background, Demand: pr.Demand,
+		Regions: p.total, Present: p.cfg.Map.Count(), Arrived: p.count.Load(), Background: pr.Background, Demand: pr.Demand,
 		BytesPerSecond: pr.BytesPerSecond, Away: p.job.Away(), Err: pr.Err,
 	}, true
 }
@@ -213,7 +220,7 @@ func (p *presence) Next(from int64) (int64, bool) {
 func (p *presence) Needs(region int64) bool { return !p.has(region) }
 func (p *presence) Left() int64             { return p.total - p.count.Load() }
 
-// fetch brings one region to the device. Nothing else writes there: rounds postpone what the cache has for it.
+// fetch brings regions in a row to the device. Nothing else writes there: rounds postpone what the cache has for them.
 func (p *presence) fetch(ctx context.Context, off, n int64) error {
 	m := p.v.member.Load()
 	if m == nil {
@@ -230,24 +237,41 @@ func (p *presence) fetch(ctx context.Context, off, n int64) error {
 	if err := p.cfg.Fetch.Fetch(ctx, off, buf); err != nil {
 		return err
 	}
-	var err error
 	m.unflushed.Store(true)
-	if isZero(buf) {
-		err = p.v.dev.Trim(off, n) // also clears what the device held before
-	} else {
-		_, err = p.v.dev.WriteAt(buf, off)
-	}
-	if err != nil {
+	if err := p.store(buf, off); err != nil {
 		return m.group.fail(fmt.Errorf("writing to volume %s: %w", p.v.name, err))
 	}
 	m.unflushed.Store(true) // again: a flush may have come between
-	region := off / p.region
 	p.mu.Lock()
-	p.arrive(region)
-	p.fresh = append(p.fresh, region)
+	for at := int64(0); at < n; at += p.region {
+		p.arrive((off + at) / p.region)
+		p.fresh = append(p.fresh, (off+at)/p.region)
+	}
 	p.mu.Unlock()
 	if m.group.postponedBytes.Load() > 0 || m.group.cached.Load() > 0 {
 		m.group.kickRound()
+	}
+	return nil
+}
+
+// store writes fetched regions to the device. Those of zeros take no space, and lose what the device held before.
+func (p *presence) store(buf []byte, off int64) error {
+	for len(buf) > 0 {
+		zero := isZero(buf[:min(p.region, int64(len(buf)))])
+		n := min(p.region, int64(len(buf)))
+		for n < int64(len(buf)) && isZero(buf[n:min(n+p.region, int64(len(buf)))]) == zero {
+			n = min(n+p.region, int64(len(buf)))
+		}
+		var err error
+		if zero {
+			err = p.v.dev.Trim(off, n)
+		} else {
+			_, err = p.v.dev.WriteAt(buf[:n], off)
+		}
+		if err != nil {
+			return err
+		}
+		buf, off = buf[n:], off+n
 	}
 	return nil
 }
