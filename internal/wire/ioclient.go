@@ -21,7 +21,7 @@ type IOClientHooks struct {
 }
 
 // IOClient sends requests to one volume of a node over one connection. It is a block.Target; Submit and Send may be
-// called concurrently.
+// called concurrently. A read without Data gets its answer as it was received, which saves a copy.
 type IOClient struct {
 	conn   *Conn
 	answer IOAnswer
@@ -242,7 +242,11 @@ func (c *IOClient) deliver(t Type, body []byte, corked Corker) (Corker, error) {
 		return corked, err
 	}
 	if failed == nil && r.Op == block.OpRead {
-		copy(r.Data, rep.payload)
+		if r.Data == nil {
+			r.Data = rep.payload[:len(rep.payload):len(rep.payload)]
+		} else {
+			copy(r.Data, rep.payload)
+		}
 	}
 	r.Extents = extents
 	if k, ok := r.Completer.(Corker); ok && k != corked && (corked != nil || c.conn.Buffered()) {

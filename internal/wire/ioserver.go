@@ -187,7 +187,7 @@ func (s *ioServer) parse(body []byte) (*ioRequest, uint64, error) {
 // buffer is room for a read: a piece of an arena, which is the garbage collector's when its reads are answered.
 func (s *ioServer) buffer(n int) []byte {
 	if n > arenaShare {
-		return make([]byte, n)
+		return block.Buffer(n) // an answer carries it only if the read has filled it
 	}
 	if len(s.arena) < n {
 		s.arena = make([]byte, arenaSize)
