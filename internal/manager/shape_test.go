@@ -118,6 +118,21 @@ func TestLagIsTrueOrNull(t *testing.T) {
 	}
 }
 
+// A store from an old backup names a primary that is none any more: that is told as it is, not as a node that is away.
+func TestAStoreOlderThanTheNodesIsTold(t *testing.T) {
+	g := &control.Group{Name: "g", Primary: "b", Secondary: "c", Epoch: 4, Pairs: []control.Pair{{Number: 1}}}
+	l := look{then: map[string]*control.NodeStatus{"b": {}, "a": {Groups: []control.GroupStatus{{Name: "g", Role: control.RolePrimary, Epoch: 5}}}},
+		first: map[string]*control.NodeStatus{"c": {Groups: []control.GroupStatus{{Name: "g", Role: control.RoleSecondary, Epoch: 5}}}}}
+	v := groupView(g, nil, l)
+	if v.State != nil || v.Error == nil || !strings.Contains(*v.Error, "node a serves it in epoch 5") {
+		t.Fatalf("state %v, error %v", deref(v.State), deref(v.Error))
+	}
+	delete(l.then, "b")
+	if v = groupView(g, nil, l); v.Error != nil && strings.Contains(*v.Error, "does not have") {
+		t.Fatalf("a node that is away: %s", *v.Error)
+	}
+}
+
 func deref[T any](p *T) any {
 	if p == nil {
 		return nil

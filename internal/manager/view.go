@@ -410,6 +410,8 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 	}
 	for _, g := range v.Groups {
 		switch {
+		case g.State == nil && g.Error != nil && *g.Error != "":
+			problem("group %s: %s", g.Name, *g.Error)
 		case g.State == nil:
 			problem("group %s: its state is not known, node %s does not answer", g.Name, g.Primary)
 		case *g.State == "failed" || *g.State == "split-brain" || *g.State == "suspended":

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -98,8 +99,26 @@ func groupView(g *control.Group, migrations []got[control.Migration], l look) co
 	if v.Copy == nil && p != nil {
 		v.Copy = moveCopy(g, migrations, l)
 	}
+	if p == nil && l.then[g.Primary] != nil && len(g.Pairs) > 0 {
+		v.Error = ptr(disowned(g, l))
+	}
 	v.Lag = lagOf(p, s)
 	return v
+}
+
+// disowned says that the node which the store has as primary is there and knows nothing of the group, as after a restore
+// of the store from an old backup. What nodes have stored wins; hosts are led by it.
+func disowned(g *control.Group, l look) string {
+	for _, all := range []map[string]*control.NodeStatus{l.then, l.first} {
+		for node, ns := range all {
+			if st := groupOf(ns, g.Name); st != nil && st.Role == control.RolePrimary && node != g.Primary {
+				return fmt.Sprintf("the store has %s as primary in epoch %d, which does not have the group; node %s serves it in epoch "+
+					"%d: the store is older than the nodes", g.Primary, g.Epoch, node, st.Epoch)
+			}
+		}
+	}
+	return fmt.Sprintf("the store has %s as primary in epoch %d, which does not have the group: is the store older than the nodes?",
+		g.Primary, g.Epoch)
 }
 
 // moveCopy is the copying of a move under way, as a group shows it.
