@@ -101,3 +101,34 @@ func TestSourceSiteKilled(t *testing.T) {
 		t.Error("the load wrote nothing")
 	}
 }
+
+// A group moves away and, once its old volumes are deleted, back again, under a load that never stops.
+func TestThereAndBack(t *testing.T) {
+	t.Parallel()
+	seed := site.Seed(t)
+	s := site.Start(t, nil)
+	g := s.Pair("db", 2, 64*mib, "64MiB")
+	running := site.Run(proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 16, MaxBlocks: 8, FlushEvery: 30, Rate: 800}))
+	time.Sleep(300 * time.Millisecond)
+	for _, leg := range []struct{ from, to string }{{"a", "b"}, {"b", "a"}} {
+		s.Do("migrate", "start", "db", "--to", leg.to, "--commit")
+		m := s.Move("db")
+		if g := s.Group("db"); m.Phase != "committed" || g.Primary != leg.to || m.PauseMS == nil {
+			t.Fatalf("after the move to %s: phase %s, primary %s", leg.to, m.Phase, g.Primary)
+		}
+		t.Logf("to %s: pause %.1f ms, epoch %v, fetched %v in the background, %v on demand, %v twice", leg.to, *m.PauseMS,
+			deref(m.Epoch), deref(m.Bytes.Background), deref(m.Bytes.OnDemand), deref(m.Bytes.Twice))
+		for _, v := range g.Volumes {
+			s.Do("volume", "delete", leg.from+"/"+v, "--yes")
+		}
+		s.Do("journal", "delete", leg.from+"/db-log", "--yes")
+	}
+	if err := running.Stop(); err != nil {
+		t.Errorf("the host saw an error: %v", err)
+	}
+	s.AwaitInStep("db", 30*time.Second)
+	wanFits(t, s, running.Stats().Bytes)
+	s.Equal(running.Load, "secondary", s.Exports(s.C, g))
+	s.Equal(running.Load, "primary", s.Exports(s.A, g))
+	t.Logf("%+v", running.Stats())
+}

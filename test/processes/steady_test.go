@@ -47,9 +47,7 @@ func TestKilledInSteadyState(t *testing.T) {
 	s.Equal(load, "secondary", s.Exports(s.C, g))
 	s.Equal(load, "primary", s.Exports(s.A, g))
 	st := load.Stats()
-	if wan, host := s.Group("db").WANBytesSent, st.Bytes; wan == nil || *wan > host*102/100+mib+int64(len(groups))*8*mib*int64(max(1, site.Campaign())) {
-		t.Errorf("%v bytes over the WAN for %d of hosts", deref(wan), host)
-	}
+	wanFits(t, s, st.Bytes)
 	t.Logf("%+v", st)
 	// In any order, all stop as they should.
 	for _, i := range rnd.Perm(len(s.All())) {
