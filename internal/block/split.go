@@ -101,10 +101,10 @@ func (s *splitter) moved(off, n int64) bool {
 	return true
 }
 
-// beginWriteBack has the kernel write the region at off back. It waits for nothing and reports nothing: what fails is
-// told by the next flush.
-func (f *File) beginWriteBack(off int64) {
-	_ = unix.SyncFileRange(f.fd, off-off%splitLength, splitLength, unix.SYNC_FILE_RANGE_WRITE)
+// beginWriteBack has the kernel begin to write a range back. It waits for nothing and reports nothing: what fails is told
+// by the next flush.
+func (f *File) beginWriteBack(off, n int64) {
+	_ = unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
 
 // split splits the folios of the region at off. All of it is advice: what fails costs time later and nothing else.
