@@ -144,6 +144,14 @@ func (l *Loop) Cut(upTo record.Seq) error {
 	return nil
 }
 
+// Unfinished is the last record before a step at the end of what is stored that has neither ended nor begun to be
+// applied.
+func (l *Loop) Unfinished() (before record.Seq, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.machine.Unfinished()
+}
+
 // Finish is for a takeover: no source will send more. It returns when all that can be applied has been, with the
 // sequence that the volumes stand at. The log must be durable and told so by then.
 func (l *Loop) Finish(ctx context.Context) (State, error) {

@@ -139,6 +139,16 @@ func (m *Machine) tail() *segment {
 	return &m.segs[len(m.segs)-1]
 }
 
+// Unfinished is the last record before a step at the end of what is stored that has neither ended nor begun to be
+// applied.
+func (m *Machine) Unfinished() (before record.Seq, ok bool) {
+	tail := m.tail()
+	if tail == nil || !tail.step || tail.ended || m.issued >= tail.first {
+		return 0, false
+	}
+	return tail.first - 1, true
+}
+
 // Durable reports that the log here has made everything up to seq durable.
 func (m *Machine) Durable(seq record.Seq) { m.durable = max(m.durable, min(seq, m.stored)) }
 

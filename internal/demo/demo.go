@@ -295,7 +295,7 @@ func (d *demo) move(ctx context.Context) error {
 		return err
 	}
 	d.say("migrate start demo --to b: %s", m.ID)
-	shown, looked := 0, false
+	shown := map[string]bool{}
 	for m.Phase != control.PhaseFilled {
 		if m.Phase == control.PhaseFailed || m.Phase == control.PhaseAborted {
 			return fmt.Errorf("the move ended as %s: %s", m.Phase, m.Error)
@@ -307,18 +307,18 @@ func (d *demo) move(ctx context.Context) error {
 		if err := d.do(ctx, "GET", "/v1/migrations/"+m.ID, nil, &m); err != nil {
 			return err
 		}
-		for ; shown < len(m.Steps); shown++ {
-			d.step(m.Steps[shown], m)
-			if m.Steps[shown].Step == control.StepRun && !looked {
-				looked = true
+		for _, s := range m.Steps {
+			if shown[s.Step] {
+				continue
+			}
+			shown[s.Step] = true
+			d.step(s, m)
+			if s.Step == control.StepRun {
 				if err := d.look(ctx); err != nil {
 					return err
 				}
 			}
 		}
-	}
-	for ; shown < len(m.Steps); shown++ {
-		d.step(m.Steps[shown], m)
 	}
 	d.report.Migration.Seconds = time.Since(began).Seconds()
 	if m.PauseMS != nil {

@@ -260,7 +260,8 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 	n.learn(spec.Address)
 	name := spec.Group.Name
 	rec := n.state.view().Groups[name]
-	if rec != nil && rec.Role == control.RoleRetired && spec.Group.Revision <= rec.Spec.Group.Revision {
+	// A late word of the group that moved away is told from a new group of its name: that begins in a higher epoch.
+	if rec != nil && rec.Role == control.RoleRetired && spec.Group.Revision <= rec.Spec.Group.Revision && spec.Group.Epoch <= rec.Epoch {
 		return control.GroupStatus{}, refused("group %s was retired from node %s since", name, n.cfg.Name)
 	}
 	if rec == nil || rec.Role == control.RoleRetired {

@@ -55,8 +55,9 @@ func (l storeLog) AppendAfterGap(recs []record.Record) error {
 	return storeError(l.Journal.AppendAfterGap(recs))
 }
 
+// storeError: a batch too large for the journal is tried in smaller parts, like one for which there is no room now.
 func storeError(err error) error {
-	if errors.Is(err, journal.ErrFull) {
+	if errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrTooLarge) {
 		return fmt.Errorf("%w: %w", receiver.ErrFull, err)
 	}
 	return err

@@ -29,6 +29,7 @@ type move struct {
 	work   sync.WaitGroup
 }
 
+// stop ends the machine and what it runs. The present maps stay open for the group, whose last checkpoint needs them.
 func (m *move) stop() {
 	if m.cancel != nil {
 		m.cancel()
@@ -36,6 +37,19 @@ func (m *move) stop() {
 	m.work.Wait()
 	if m.ops != nil {
 		m.ops.close()
+	}
+}
+
+// closeMaps comes after the group is closed, or has no use for them any more.
+func (m *move) closeMaps() {
+	if m.ops == nil {
+		return
+	}
+	for _, d := range m.ops.disk {
+		if d.mapDev != nil {
+			_ = d.mapDev.Close() // its bits were flushed when they had to be
+			d.mapDev = nil
+		}
 	}
 }
 
@@ -65,7 +79,7 @@ func (n *Node) saveMove(r *migrate.Record) error {
 func (n *Node) registerMove(ctx context.Context, spec control.MigrationSpec) error {
 	n.config.Lock()
 	defer n.config.Unlock()
-	if old := n.state.view().Moves[spec.ID]; old != nil {
+	if old := n.state.view().Moves[spec.ID]; old != nil && (old.Stage != migrate.Deregistered || old.Spec.Group.Epoch == spec.Group.Epoch) {
 		if m, _, err := n.move(spec.ID); err == nil && (!runsTarget(old) || m.target.Load() != nil) {
 			return nil
 		}
@@ -383,6 +397,7 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) e
 		return err
 	}
 	m.stop()
+	m.closeMaps()
 	n.forgetMove(m.id)
 	n.removePresentMaps(rec)
 	return nil
@@ -440,6 +455,7 @@ func (n *Node) deregisterTarget(m *move) error {
 		return refused("migration %s: the target is not filled yet (%s)", m.id, rec.Stage)
 	}
 	m.stop()
+	m.closeMaps()
 	m.target.Store(nil)
 	n.removePresentMaps(&rec)
 	return nil

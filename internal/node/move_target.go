@@ -333,8 +333,5 @@ func (o *targetOps) close() {
 	for _, d := range o.disk {
 		d.vol.vol.SetRelay(nil)
 		d.peer.Close()
-		if d.mapDev != nil {
-			_ = d.mapDev.Close() // its bits were flushed when they had to be
-		}
 	}
 }

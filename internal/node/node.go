@@ -168,12 +168,13 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 // startGroups opens groups and moves. A group that cannot be opened does not keep the others from serving: it is
 // there as failed and says why.
 func (n *Node) startGroups(d *durable) error {
-	moves := map[string]*move{}
+	moves, broken := map[string]*move{}, map[string]error{}
 	for id, rec := range d.Moves {
 		n.learn(rec.Spec.Address)
 		m, err := n.newMove(id, rec)
 		if err != nil {
-			return err
+			n.log.Error("move not opened", "id", id, "cause", err)
+			broken[rec.Spec.Group.Name] = err
 		}
 		moves[id] = m
 	}
@@ -183,13 +184,17 @@ func (n *Node) startGroups(d *durable) error {
 		}
 		n.learn(rec.Spec.Address)
 		g := n.newGroup(name)
-		if err := g.open(rec); err != nil {
+		err := broken[name]
+		if err == nil {
+			err = g.open(rec)
+		}
+		if err != nil {
 			n.log.Error("group not opened", "group", name, "cause", err)
 			g.fail(err)
 		}
 	}
 	for id, rec := range d.Moves {
-		if runsTarget(rec) {
+		if runsTarget(rec) && broken[rec.Spec.Group.Name] == nil {
 			if err := n.startTarget(moves[id], rec); err != nil {
 				return err
 			}
@@ -335,7 +340,13 @@ func (n *Node) serveNBD(ctx context.Context, eg *errgroup.Group) ([]string, erro
 			name = "unix:" + addr
 		}
 		addrs = append(addrs, name)
-		eg.Go(func() error { return server.Serve(ctx, l) })
+		eg.Go(func() error {
+			err := server.Serve(ctx, l)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		})
 		return nil
 	}
 	if n.cfg.NBD != "" {
@@ -386,6 +397,9 @@ func (n *Node) stop() error {
 	}
 	for _, g := range groups {
 		errs = append(errs, g.close())
+	}
+	for _, m := range moves {
+		m.closeMaps()
 	}
 	n.work.Wait()
 	for _, v := range volumes {

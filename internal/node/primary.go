@@ -16,8 +16,10 @@ import (
 
 // startPrimaryRole brings back a primary at the start of the node. A log that ends with a fence is sealed: this node
 // is the source of a move, unless it has recorded since that it goes on in a later epoch.
+//
+// The loops begin last: a checkpoint must not free what the secondary lacks before the secondary is a subscriber again.
 func (g *group) startPrimaryRole(rec *groupRecord) error {
-	g.goRun()
+	defer g.goRun()
 	if cut, _, sealed := g.vg.Sealed(); sealed {
 		if row, ok := g.vg.Table().At(cut); ok && row.Epoch >= rec.Epoch {
 			return g.resumeSource(rec, cut)
@@ -126,6 +128,11 @@ func (g *group) subscriberEvent(e volume.SubscriberEvent) {
 	g.cause = e.Reason
 	snd := g.snd
 	g.mu.Unlock()
+	if e.State == volume.SubStreaming {
+		if err := g.setResume(false, false); err != nil {
+			g.n.log.Error("end of the resync not recorded", "group", g.name, "cause", err)
+		}
+	}
 	if snd != nil {
 		snd.Wake()
 	}
@@ -269,10 +276,8 @@ func (g *group) resync(ctx context.Context, atOnce bool) error {
 	if _, err := g.sub.EndStep(ctx); err != nil {
 		return err
 	}
-	if err := g.setResume(false, false); err != nil {
-		return err
-	}
-	return g.initialCopies(ctx)
+	g.pokeCopy() // what was asked for ends when the secondary has applied the step: see subscriberEvent
+	return nil
 }
 
 func (g *group) setResume(asked, atOnce bool) error {
@@ -308,7 +313,7 @@ func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) 
 		if err := g.stepFits(in.AllowInconsistent); err != nil {
 			return control.GroupStatus{}, err
 		}
-		if err := g.setResume(true, in.AllowInconsistent); err != nil {
+		if err := g.setResume(true, in.AllowInconsistent || g.onlyInitial()); err != nil {
 			return control.GroupStatus{}, err
 		}
 	}
@@ -323,6 +328,9 @@ const stepShare = 4
 // stepFits refuses a resync that the secondary's journal could not hold as one step. This side's journal stands for it:
 // both are made of one size unless the operator has chosen otherwise.
 func (g *group) stepFits(allowInconsistent bool) error {
+	if g.onlyInitial() {
+		return nil // there is no image to be kept whole yet
+	}
 	_, capacity := g.jnl.Space()
 	if marked := g.sub.ChangedBytes(); !allowInconsistent && marked > capacity/stepShare {
 		return refused("group %s: %d bytes have changed, more than %d, a quarter of the journal, that one step may take: "+
@@ -330,6 +338,16 @@ func (g *group) stepFits(allowInconsistent bool) error {
 			g.name, marked, capacity/stepShare)
 	}
 	return nil
+}
+
+// onlyInitial: no volume's initial copy has ended yet.
+func (g *group) onlyInitial() bool {
+	for _, m := range g.n.state.view().Groups[g.name].Members {
+		if !m.Initial {
+			return false
+		}
+	}
+	return true
 }
 
 // feeding returns a group that this node feeds to a secondary.

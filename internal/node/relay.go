@@ -1,11 +1,13 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,6 +38,8 @@ type peerVolume struct {
 	open    map[uint64]struct{} // given and not answered
 	floor   uint64              // all up to it are answered
 
+	data map[int64][]block.Extent // of a sealed source: what is not zero, by window of zeroWindow bytes
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wake   chan struct{}
@@ -44,7 +48,7 @@ type peerVolume struct {
 
 func newPeerVolume(ctx context.Context, self wire.Hello, volume string, size int64, addr func() string, log *slog.Logger) *peerVolume {
 	p := &peerVolume{addr: addr, self: self, volume: volume, size: size, log: log, wake: make(chan struct{}, 1),
-		session: rand.Uint64() | 1, open: map[uint64]struct{}{}}
+		session: rand.Uint64() | 1, open: map[uint64]struct{}{}, data: map[int64][]block.Extent{}}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.work.Go(p.run)
 	return p
@@ -227,24 +231,74 @@ func (p *peerVolume) Close() {
 	}
 }
 
-// Fetch implements volume.Fetcher: it reads what a sealed source holds at its cut.
+// Fetch implements volume.Fetcher: it reads what a sealed source holds at its cut. What is zero there is not sent.
 func (p *peerVolume) Fetch(ctx context.Context, off int64, data []byte) error {
 	if err := p.Err(); err != nil {
 		return err // a fetch has its own retries; it does not wait here
 	}
-	// The answer may come after the caller has given up and used data for something else: it goes into a buffer of its
-	// own first.
+	zero, err := p.isZero(ctx, off, int64(len(data)))
+	if err != nil {
+		return err
+	}
+	if zero {
+		clear(data)
+		return nil
+	}
+	// The answer may come after the caller has given up and used data for something else: it stays in the buffer it came
+	// in until then.
+	r := &block.Request{Op: block.OpRead, Flags: block.FlagFetch, Offset: off, Length: int64(len(data))}
+	if err := p.ask(ctx, r); err != nil {
+		return err
+	}
+	copy(data, r.Data)
+	return nil
+}
+
+// ask sends one request and waits for its answer. Given up, the request must not be looked at any more.
+func (p *peerVolume) ask(ctx context.Context, r *block.Request) error {
 	done := make(waiter, 1)
-	r := &block.Request{Op: block.OpRead, Flags: block.FlagFetch, Offset: off, Length: int64(len(data)),
-		Data: make([]byte, len(data)), Completer: done}
+	r.Completer = done
 	p.Submit([]*block.Request{r})
 	select {
 	case <-done:
-		copy(data, r.Data)
 		return r.Err
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+const (
+	zeroWindow  = 64 << 20 // bytes that one question about extents covers
+	zeroWindows = 4096     // answers kept; at the limit all are forgotten and asked for again
+)
+
+// isZero says whether the sealed source holds nothing but zeros in a range. Its image does not change any more, so an
+// answer holds for as long as the move.
+func (p *peerVolume) isZero(ctx context.Context, off, n int64) (bool, error) {
+	window := off / zeroWindow
+	p.mu.Lock()
+	data, known := p.data[window]
+	p.mu.Unlock()
+	if !known {
+		start := window * zeroWindow
+		r := &block.Request{Op: block.OpExtents, Flags: block.FlagFetch, Offset: start, Length: min(zeroWindow, p.size-start)}
+		if err := p.ask(ctx, r); err != nil {
+			return false, err
+		}
+		for _, e := range r.Extents {
+			if e.Type == block.ExtentData {
+				data = append(data, e)
+			}
+		}
+		p.mu.Lock()
+		if len(p.data) >= zeroWindows {
+			clear(p.data)
+		}
+		p.data[window] = data
+		p.mu.Unlock()
+	}
+	i, _ := slices.BinarySearchFunc(data, off, func(e block.Extent, off int64) int { return cmp.Compare(e.Offset+e.Length, off+1) })
+	return i == len(data) || data[i].Offset >= off+n, nil
 }
 
 // waiter is a Completer for one request that somebody waits for.

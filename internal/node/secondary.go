@@ -70,13 +70,15 @@ func (g *group) startSecondary(rec *groupRecord) error {
 		}
 	}
 	g.goRun()
-	g.run.work.Go(func() { g.watch(g.app.Run) })
-	g.run.work.Go(func() { g.watch(g.rcv.Run) })
+	// A scope of their own, which ends first: who applies may wait for room that only the write-back makes.
+	g.feed = newScope()
+	g.feed.work.Go(func() { g.watch(g.app.Run) })
+	g.feed.work.Go(func() { g.watch(g.rcv.Run) })
 	return nil
 }
 
 func (g *group) watch(run func(context.Context) error) {
-	if err := run(g.run.ctx); err != nil && g.run.ctx.Err() == nil {
+	if err := run(g.feed.ctx); err != nil && g.feed.ctx.Err() == nil {
 		g.n.log.Error("secondary stopped", "group", g.name, "cause", err)
 		g.fail(err)
 	}
@@ -87,11 +89,14 @@ func (g *group) beliefPath() string { return filepath.Join(g.n.cfg.DataDir, "map
 // serveStream takes a stream until it, the node or the group ends.
 func (g *group) serveStream(ctx context.Context, in *wire.Incoming) error {
 	if g.rcv == nil {
+		if err := g.Err(); err != nil {
+			return refused("group %s on node %s has failed: %v", g.name, g.n.cfg.Name, err)
+		}
 		return refused("group %s on node %s is %s, not a secondary", g.name, g.n.cfg.Name, g.status().Role)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(g.run.ctx, cancel)()
+	defer context.AfterFunc(g.feed.ctx, cancel)()
 	return g.rcv.Handle(ctx, in)
 }
 

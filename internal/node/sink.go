@@ -30,8 +30,8 @@ func (s followerSink) Apply(recs []record.Record) error {
 			s.g.n.log.Warn("records wait for a pair that this node has not heard of", "group", s.g.name, "cause", err)
 		}
 		select {
-		case <-s.g.run.ctx.Done():
-			return context.Cause(s.g.run.ctx)
+		case <-s.g.feed.ctx.Done():
+			return context.Cause(s.g.feed.ctx)
 		case <-time.After(lookForPair):
 		}
 	}

@@ -207,8 +207,11 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	if snd.State == sender.StateRefused && snd.Reason == "split-brain" {
 		st.State = "split-brain"
 	}
-	if st.State == "suspended" && g.cause != "" {
+	if st.State == "suspended" {
 		st.BlockedOn = g.cause
+		if g.cause == "" {
+			st.BlockedOn = "suspended before this node started"
+		}
 	}
 	if g.role == control.RoleSource {
 		if g.vgDrained(durable) {
@@ -356,7 +359,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 		ps, ok := d.vol.vol.PresenceStatus()
 		switch {
 		case ok:
-			st.Present += ps.Present
+			st.Present += ps.Arrived
 			st.Background += ps.Background
 			st.OnDemand += ps.Demand
 			if ps.Err != nil {

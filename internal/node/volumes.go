@@ -208,7 +208,7 @@ func (d *durable) userOf(name string) string {
 		}
 	}
 	for id, rec := range d.Moves {
-		if rec.Role != control.RoleTarget {
+		if !runsTarget(rec) {
 			continue
 		}
 		if _, jnl := splitName(rec.Spec.TargetJournal); jnl == name {

@@ -32,6 +32,8 @@ func (n *nullStore) Sync() (record.Seq, error) {
 	return n.stored, nil
 }
 func (n *nullStore) Cut(record.Seq) error { return nil }
+
+func (n *nullStore) Unfinished() (record.Seq, bool) { return 0, false }
 func (n *nullStore) OpenRow(row record.Row) error {
 	n.table = append(n.table, row)
 	return nil

@@ -28,7 +28,7 @@ func (j *journalStore) AppendAfterGap(recs []record.Record) error {
 }
 
 func full(err error) error {
-	if errors.Is(err, journal.ErrFull) {
+	if errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrTooLarge) {
 		return fmt.Errorf("%w: %w", receiver.ErrFull, err)
 	}
 	return err

@@ -42,6 +42,9 @@ type Applier interface {
 	Mark(seq record.Seq)
 	// Cut forgets what is stored above upTo; an error if some of it has been applied.
 	Cut(upTo record.Seq) error
+	// Unfinished is the last record before a step that has not ended and of which nothing has been applied; false if
+	// what is stored does not end with such a step.
+	Unfinished() (before record.Seq, ok bool)
 }
 
 // Config wires a Receiver; zero durations mean defaults.

@@ -376,6 +376,9 @@ func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, 
 		return r.cfg.AckEvery, err
 	}
 	for n := run(fresh); len(fresh) > 0; {
+		if err := r.dropUnfinished(&fresh[0]); err != nil {
+			return 0, err
+		}
 		err := r.append(s, fresh[:n])
 		switch {
 		case errors.Is(err, ErrFull) && n > 1:
@@ -392,6 +395,19 @@ func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, 
 		}
 	}
 	return 0, nil
+}
+
+// dropUnfinished frees what a step has stored that a new begin gives up: none of it will be applied, and it may fill the
+// log so that the new step has no room. Under mu.
+func (r *Receiver) dropUnfinished(next *record.Record) error {
+	if next.Op != record.OpBegin {
+		return nil
+	}
+	before, ok := r.cfg.Applier.Unfinished()
+	if !ok {
+		return nil
+	}
+	return r.cutBack(before)
 }
 
 // fence believes a fence among the records before it is stored: the source's log has it for good, and should this

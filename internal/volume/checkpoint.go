@@ -124,8 +124,8 @@ func (g *Group) trimmable(ckpt record.Seq) bool {
 	return upTo > c.Trimmed && upTo-c.Trimmed >= (c.Appended-c.Trimmed)/10
 }
 
-// freeable is what no subscriber needs of the records up to ckpt. The newest record always stays: it may be the fence
-// that keeps the log sealed after a restart.
+// freeable is what no subscriber needs of the records up to ckpt. The fence of a sealed log always stays: it keeps the
+// log sealed after a restart.
 func (g *Group) freeable(ckpt record.Seq) record.Seq {
 	upTo := ckpt
 	for _, s := range *g.subs.Load() {
@@ -133,7 +133,15 @@ func (g *Group) freeable(ckpt record.Seq) record.Seq {
 			upTo = min(upTo, keep)
 		}
 	}
-	if appended := g.log.Cursors().Appended; upTo >= appended {
+	// One that has not subscribed again since the restart holds the log back like those that have.
+	g.metaMu.Lock()
+	for name, s := range g.meta.Subs {
+		if !s.Suspended && g.Subscriber(name) == nil {
+			upTo = min(upTo, s.Acked)
+		}
+	}
+	g.metaMu.Unlock()
+	if appended := g.log.Cursors().Appended; upTo >= appended && g.Role() == RoleSealed {
 		upTo = max(appended, 1) - 1
 	}
 	return upTo

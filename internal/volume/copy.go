@@ -314,6 +314,11 @@ func (s *Subscriber) BeginStep(atOnce bool) (record.Seq, error) {
 	if s.State() != SubSuspended {
 		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
 	}
+	// From here on the blob may say that it has all before the begin: what it lacks of that must stand in its maps on
+	// disk, or a kill forgets it.
+	if err := s.flushMaps(); err != nil {
+		return 0, fmt.Errorf("subscriber %s: %w", s.name, err)
+	}
 	return s.g.controlLocked(rec, func(seq record.Seq) {
 		s.mu.Lock()
 		s.begin, s.end, s.acked = seq, 0, seq-1
@@ -368,6 +373,12 @@ func (s *Subscriber) finishStep() {
 		b.mu.Unlock()
 	}
 	s.setState(SubStreaming, "step applied")
+	// Durable at once: a restart must not take it for suspended and mark and send all of it again.
+	if err := s.flushMaps(); err != nil {
+		_ = s.g.fail(fmt.Errorf("changed map of %s: %w", s.name, err))
+		return
+	}
+	_ = s.g.saveMeta(func(*meta) {}) // fails the group by itself
 }
 
 // MarkData marks all data of a volume for an initial copy. Its holes are told to the subscriber by trim records, so

@@ -109,6 +109,7 @@ type Group struct {
 	cached  atomic.Int64
 	roomMu  sync.Mutex
 	room    *sync.Cond
+	running atomic.Bool // the loops behind the writes run
 	failure atomic.Pointer[error]
 	failed  chan struct{}
 
@@ -128,6 +129,13 @@ type Group struct {
 func (g *Group) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(ctx)
 	defer stop()
+	g.running.Store(true)
+	defer func() {
+		g.running.Store(false)
+		g.roomMu.Lock()
+		g.room.Broadcast() // whoever waits for room makes it from now on
+		g.roomMu.Unlock()
+	}()
 	var loops errgroup.Group
 	loops.Go(func() error { defer stop(); return g.syncLoop(work) })
 	loops.Go(func() error { defer stop(); return g.writeBackLoop(work) })
@@ -277,7 +285,7 @@ func (g *Group) Epoch() uint64 {
 // CachedBytes is what has not reached the devices yet.
 func (g *Group) CachedBytes() int64 { return g.cached.Load() }
 
-// waitRoom blocks while the cache is at its limit.
+// waitRoom blocks while the cache is at its limit. Where no loop writes back, it does so itself.
 func (g *Group) waitRoom() {
 	if g.cached.Load() < g.cfg.CacheBytes {
 		return
@@ -285,6 +293,15 @@ func (g *Group) waitRoom() {
 	g.roomMu.Lock()
 	defer g.roomMu.Unlock()
 	for g.cached.Load() >= g.cfg.CacheBytes && g.Err() == nil {
+		if !g.running.Load() {
+			g.roomMu.Unlock()
+			g.rounds.Lock()
+			_ = g.round() // fails the group by itself
+			g.rounds.Unlock()
+			time.Sleep(time.Millisecond) // what cannot be written back now is not asked for at full speed
+			g.roomMu.Lock()
+			continue
+		}
 		g.kickRound()
 		g.room.Wait()
 	}

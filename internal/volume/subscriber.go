@@ -144,8 +144,10 @@ func (s *Subscriber) start() {
 	if ok && known.Suspended || state == SubResyncing {
 		state = SubSuspended // a step that was cut short by a restart is begun anew
 	}
-	if acked < trimmed && s.cfg.State != SubSuspended && ok {
+	if ok && !known.Suspended && known.Acked < trimmed {
+		// What it lacks has been freed, which must not happen; nobody knows any more what it was.
 		state = SubSuspended
+		s.markAll()
 	}
 	acked = min(max(acked, trimmed), s.g.Tip())
 	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
