@@ -235,19 +235,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if f.splits.moved(off, int64(n)) {
 		f.beginWriteBack(off-off%splitLength, splitLength)
 	}
-	f.beginLarge(off, int64(n))
 	return n, err
-}
-
-// writeBackLarge is the size from which a write is on its way to the disk at once, in bytes.
-const writeBackLarge = 256 << 10
-
-// beginLarge has a large write written back behind the caller. Such a range is seldom written again soon; left to
-// gather, gigabytes would wait for one flush, and everybody who syncs anything on that disk with it.
-func (f *File) beginLarge(off, n int64) {
-	if n >= writeBackLarge {
-		f.beginWriteBack(off, n)
-	}
 }
 
 // write is WriteAt without its checks.
@@ -281,7 +269,6 @@ func (f *File) WritevAt(bufs [][]byte, off int64) error {
 	if f.splits.moved(off, total) {
 		defer f.beginWriteBack(off-off%splitLength, splitLength)
 	}
-	defer f.beginLarge(off, total)
 	for len(bufs) > 0 {
 		batch := bufs[:min(len(bufs), maxVectors)]
 		n, err := unix.Pwritev(f.fd, batch, off)

@@ -101,6 +101,15 @@ func (s *splitter) moved(off, n int64) bool {
 	return true
 }
 
+// BeginWriteBack has the kernel begin to write a range to the disk behind the caller, whose next Flush has less to wait
+// for. It promises nothing: what fails is told by that flush.
+func (f *File) BeginWriteBack(off, n int64) {
+	if f.enter("write back", off, n) == nil {
+		defer f.leave()
+		f.beginWriteBack(off, n)
+	}
+}
+
 // beginWriteBack has the kernel begin to write a range back. It waits for nothing and reports nothing: what fails is told
 // by the next flush.
 func (f *File) beginWriteBack(off, n int64) {

@@ -271,6 +271,7 @@ func (p *presence) store(buf []byte, off int64) error {
 		if err != nil {
 			return err
 		}
+		beginWriteBack(p.v.dev, off, n)
 		buf, off = buf[n:], off+n
 	}
 	return nil

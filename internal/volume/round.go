@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gantline/internal/block"
 	"gantline/internal/record"
 )
 
@@ -193,6 +194,7 @@ func (m *member) writeRun(run []segment) error {
 		return dev.Trim(first.off, first.end-first.off)
 	case len(run) == 1:
 		_, err := dev.WriteAt(first.data, first.off)
+		beginWriteBack(dev, first.off, first.end-first.off)
 		return err
 	}
 	g := m.group
@@ -201,7 +203,22 @@ func (m *member) writeRun(run []segment) error {
 		g.bufs = append(g.bufs, run[i].data)
 	}
 	defer clear(g.bufs)
-	return dev.WritevAt(g.bufs, first.off)
+	if err := dev.WritevAt(g.bufs, first.off); err != nil {
+		return err
+	}
+	beginWriteBack(dev, first.off, run[len(run)-1].end-first.off)
+	return nil
+}
+
+// eagerBytes is the length of a device write from which it is sent on to the disk at once. Such a range is seldom written
+// again soon; left to gather, gigabytes would wait for one flush, and all who sync anything on that disk with it.
+const eagerBytes = 256 << 10
+
+// beginWriteBack does that on devices that can.
+func beginWriteBack(dev block.Device, off, n int64) {
+	if d, ok := dev.(interface{ BeginWriteBack(off, n int64) }); ok && n >= eagerBytes {
+		d.BeginWriteBack(off, n)
+	}
 }
 
 func sortedKeys[V any](m map[record.VolumeNumber]V) []record.VolumeNumber {
