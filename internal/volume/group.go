@@ -37,8 +37,8 @@ type Config struct {
 	CopyBytes        int64         // copied blocks a subscriber has not acknowledged; default 32 MiB
 	RoundBytes       int64         // cached bytes that start a write-back round; default 8 MiB
 	RoundDelay       time.Duration // age of the oldest write that starts one; default 100 ms
-	SyncDelay        time.Duration // longest time an appended record stays unsynced; default 4 ms
-	SyncBytes        int64         // appended bytes that start a sync; default 1 MiB
+	SyncDelay        time.Duration // longest time an appended record stays unsynced; default 8 ms
+	SyncBytes        int64         // appended bytes that start a sync; default 4 MiB
 	CheckpointEvery  time.Duration // default 30 s
 	CheckpointFilled float64       // part of the log in use that starts a checkpoint; default 0.4
 }
@@ -49,8 +49,8 @@ func (c *Config) defaults() {
 	setDefault(&c.CopyBytes, 32<<20)
 	setDefault(&c.RoundBytes, 8<<20)
 	setDefault(&c.RoundDelay, 100*time.Millisecond)
-	setDefault(&c.SyncDelay, 4*time.Millisecond)
-	setDefault(&c.SyncBytes, 1<<20)
+	setDefault(&c.SyncDelay, 8*time.Millisecond)
+	setDefault(&c.SyncBytes, 4<<20)
 	setDefault(&c.CheckpointEvery, 30*time.Second)
 	if c.CheckpointFilled <= 0 {
 		c.CheckpointFilled = 0.4
