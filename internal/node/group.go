@@ -104,6 +104,21 @@ func (g *group) fail(err error) {
 	}
 }
 
+// failed: the running log has stopped on an error. What it had answered and not made durable may be gone when it is
+// opened again, and hosts that wrote it must hear of that.
+func (g *group) failed(err error) {
+	g.fail(err)
+	err = g.n.state.update(func(d *durable) error {
+		if r := d.Groups[g.name]; r != nil {
+			r.Losses++
+		}
+		return nil
+	})
+	if err != nil {
+		g.n.log.Error("failure of the log not recorded", "group", g.name, "cause", err)
+	}
+}
+
 // open brings the group up from its log, in the role that its record gives it.
 func (g *group) open(rec *groupRecord) (err error) {
 	defer func() {
@@ -133,7 +148,7 @@ func (g *group) open(rec *groupRecord) (err error) {
 	}
 	cache := g.n.cacheShare()
 	g.vg, err = volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
-		CacheBytes: cache, RecentBytes: cache, OnFailed: g.fail})
+		CacheBytes: cache, RecentBytes: cache, OnFailed: g.failed})
 	if err != nil {
 		return err
 	}

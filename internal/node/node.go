@@ -41,6 +41,7 @@ type Config struct {
 	NBDUnix    string
 	HTTP       string
 	Memory     int64   // bytes for caches of all groups
+	Boot       string  // names the machine's boot: with another one, what was not flushed is gone; "": the kernel's
 	Devices    Devices // nil: files and block devices of this machine
 	Manager    Manager
 	Logger     *slog.Logger
@@ -124,6 +125,12 @@ func (cfg *Config) defaults() {
 	}
 	if len(cfg.Listen) == 0 {
 		cfg.Listen = []string{"127.0.0.1:10821"}
+	}
+	if cfg.Boot == "" {
+		raw, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it every start counts as one
+		if cfg.Boot = strings.TrimSpace(string(raw)); cfg.Boot == "" {
+			cfg.Boot = randomID()
+		}
 	}
 	if cfg.Devices == nil {
 		cfg.Devices = machine{}

@@ -38,6 +38,10 @@ type peerVolume struct {
 	open    map[uint64]struct{} // given and not answered
 	floor   uint64              // all up to it are answered
 
+	life     string              // of the peer, when it was last connected
+	unsafe   map[uint64]struct{} // sessions with writes answered by it since their last flush
+	deceived map[uint64]struct{} // sessions whose writes it may have lost: they end
+
 	data map[int64][]block.Extent // of a sealed source: what is not zero, by window of zeroWindow bytes
 
 	ctx    context.Context
@@ -48,7 +52,7 @@ type peerVolume struct {
 
 func newPeerVolume(ctx context.Context, self wire.Hello, volume string, size int64, addr func() string, log *slog.Logger) *peerVolume {
 	p := &peerVolume{addr: addr, self: self, volume: volume, size: size, log: log, wake: make(chan struct{}, 1),
-		session: rand.Uint64() | 1, open: map[uint64]struct{}{}, data: map[int64][]block.Extent{}}
+		session: rand.Uint64() | 1, open: map[uint64]struct{}{}, unsafe: map[uint64]struct{}{}, deceived: map[uint64]struct{}{}, data: map[int64][]block.Extent{}}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.work.Go(p.run)
 	return p
@@ -64,6 +68,13 @@ func (p *peerVolume) Submit(reqs []*block.Request) {
 		return
 	}
 	p.identify(reqs)
+	if len(p.deceived) > 0 {
+		if _, bad := p.deceived[reqs[0].Session]; bad { // the requests of one call are one connection's
+			p.mu.Unlock()
+			finishAll(reqs, fmt.Errorf("%w: the source has come back without writes that were not flushed", block.ErrSession))
+			return
+		}
+	}
 	if c == nil || len(p.queue) > 0 {
 		p.queue = append(p.queue, reqs...)
 		p.mu.Unlock()
@@ -97,6 +108,16 @@ func (p *peerVolume) identify(reqs []*block.Request) {
 
 // answered is called by a client for every answer.
 func (p *peerVolume) answered(r *block.Request, _ uint64, err error) {
+	if err == nil && r.Flags&block.FlagFetch == 0 {
+		p.mu.Lock()
+		switch r.Op {
+		case block.OpWrite, block.OpZero, block.OpTrim:
+			p.unsafe[r.Session] = struct{}{}
+		case block.OpFlush:
+			delete(p.unsafe, r.Session)
+		}
+		p.mu.Unlock()
+	}
 	if r.Session == p.session {
 		p.mu.Lock()
 		delete(p.open, r.Number)
@@ -189,6 +210,18 @@ func (p *peerVolume) connect() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if life := c.Answer().Life; life != p.life {
+		if p.life != "" {
+			for id := range p.unsafe {
+				p.deceived[id] = struct{}{}
+			}
+			clear(p.unsafe)
+			if _, bad := p.deceived[p.session]; bad {
+				p.session++ // hosts without a session of their own are told once, by the requests under way
+			}
+		}
+		p.life = life
+	}
 	queue := p.queue
 	if len(queue) > 0 {
 		if err := c.Send(queue); err != nil {

@@ -123,7 +123,7 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 		return err
 	}
 	defer leave()
-	answer := wire.IOAnswer{Size: v.vol.Size(), Epoch: n.epochOf(v), ReadOnly: v.vol.Mode() == volume.ModeReadOnly,
+	answer := wire.IOAnswer{Size: v.vol.Size(), Epoch: n.epochOf(v), Life: n.life(p.Volume), ReadOnly: v.vol.Mode() == volume.ModeReadOnly,
 		MinBlock: 1, PreferredBlock: 4096, MaxBlock: 32 << 20}
 	hooks := wire.IOHooks{
 		Epoch: func() uint64 { return n.epochOf(v) },
@@ -137,6 +137,17 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 		},
 	}
 	return n.sessions.Serve(ctx, in, p, answer, v.vol, hooks)
+}
+
+// life changes when writes that were answered and not flushed may be gone: the machine has started anew, or the group's
+// log has failed and was opened again.
+func (n *Node) life(volume string) string {
+	d := n.state.view()
+	losses := 0
+	if g := d.Groups[d.owner(volume)]; g != nil {
+		losses = g.Losses
+	}
+	return fmt.Sprintf("%s.%d", n.cfg.Boot, losses)
 }
 
 // epochOf is the epoch in which the volume's group is served, as this node knows it; 0 for a lone volume.

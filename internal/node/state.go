@@ -50,6 +50,8 @@ type groupRecord struct {
 	// inconsistent on the way.
 	Resume bool `json:"resume"`
 	AtOnce bool `json:"at_once"`
+	// Losses counts how often the log has failed: what it had not made durable may be gone.
+	Losses int `json:"losses"`
 	// Inconsistent, at a secondary: the image is between two cuts (a step applied at once has not ended).
 	Inconsistent bool `json:"inconsistent"`
 	// Epoch is the one in which this node serves or will: as primary, as target of a move, reopened as its source.

@@ -197,6 +197,15 @@ func (s *Session) dialed(l *link, client *wire.IOClient, err error) {
 		s.settle()
 		return
 	}
+	if s.lostLife(l, client.Answer().Life) {
+		// A disk that has lost its cache goes away under its host: so does this one, and a later flush cannot say that
+		// all is well.
+		delete(s.links, l.id)
+		s.work.Go(client.Bye)
+		s.do(s.core.end(fmt.Errorf("%w: node %s has come back without writes that were not flushed", block.ErrSession, l.route.Node)))
+		s.settle()
+		return
+	}
 	l.client = client
 	l.epoch.Store(client.Answer().Epoch)
 	s.do(s.core.connected(l.id, client.Answer().Epoch, s.now()))

@@ -57,6 +57,11 @@ type Session struct {
 	slots [window]slotted
 	over  error
 
+	// What a host has been answered and not yet flushed: a node that comes back from a loss of power may lack it.
+	written atomic.Uint64     // writes answered
+	flushed uint64            // of them, those that an answered flush covers
+	lives   map[string]string // of the nodes' volumes that this session has used
+
 	told     Route         // what Moved's owner knows
 	lastBoot time.Duration // of the loop's last tick
 	todo     []func()      // done when the lock is free
@@ -68,6 +73,7 @@ type slotted struct {
 	req  atomic.Pointer[block.Request]
 	link linkID // 0: it waits for the gate
 	at   time.Duration
+	past uint64 // a flush: the writes answered before it came
 }
 
 // link is a connection to a node.
@@ -87,7 +93,7 @@ func NewSession(cfg Config) *Session {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	s := &Session{cfg: cfg, id: binary.LittleEndian.Uint64(id[:]) | 1, base: time.Now(), wake: make(chan struct{}, 1),
-		links: map[linkID]*link{}, lastBoot: bootTime()}
+		links: map[linkID]*link{}, lives: map[string]string{}, lastBoot: bootTime()}
 	s.core.route, s.told = cfg.Route, cfg.Route
 	s.room.L = &s.mu
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -128,6 +134,9 @@ func (s *Session) submit(reqs []*block.Request) (int, *wire.IOClient) {
 		r.Session, r.Number, r.Floor = s.id, s.next, s.floor
 		slot := s.slot(s.next)
 		slot.link, slot.at = to, now
+		if r.Op == block.OpFlush {
+			slot.past = s.written.Load()
+		}
 		slot.req.Store(r)
 	}
 	if s.cur != nil {
@@ -198,6 +207,9 @@ func (l *link) done(r *block.Request, epoch uint64, err error) {
 	if epoch > l.epoch.Load() {
 		l.s.learn(l, epoch)
 	}
+	if err == nil {
+		l.s.note(r)
+	}
 	if err == nil || !l.s.divert(l, r, err) {
 		l.s.answer(r, err)
 	}
@@ -207,6 +219,29 @@ func (l *link) done(r *block.Request, epoch uint64, err error) {
 		l.s.settle()
 		l.s.unlock()
 	}
+}
+
+// note counts what the host is about to be told.
+func (s *Session) note(r *block.Request) {
+	switch r.Op {
+	case block.OpWrite, block.OpZero, block.OpTrim:
+		if r.Flags&block.FlagFUA == 0 {
+			s.written.Add(1)
+		}
+	case block.OpFlush:
+		s.mu.Lock()
+		s.flushed = max(s.flushed, s.slot(r.Number).past)
+		s.mu.Unlock()
+	}
+}
+
+// lostLife says that a node may lack writes which the host was told are done: it has had another life than when it was
+// last used. Called under the lock, with what the node says of itself.
+func (s *Session) lostLife(l *link, life string) bool {
+	place := l.route.Node + "/" + l.route.Volume
+	before := s.lives[place]
+	s.lives[place] = life
+	return before != "" && life != before && s.written.Load() > s.flushed
 }
 
 // divert keeps a request that was not executed and must be sent elsewhere, or again.

@@ -25,8 +25,11 @@ type IOParams struct {
 
 // IOAnswer is the node's answer.
 type IOAnswer struct {
-	Size           int64  `json:"size"`
-	Epoch          uint64 `json:"epoch"`
+	Size  int64  `json:"size"`
+	Epoch uint64 `json:"epoch"`
+	// Life names the time in which the node has lost nothing that it had answered. With another one than before, writes
+	// that were answered and not flushed may be gone. Empty: not known.
+	Life           string `json:"life"`
 	ReadOnly       bool   `json:"read_only"`
 	MinBlock       int64  `json:"min_block"`
 	PreferredBlock int64  `json:"preferred_block"`
