@@ -265,9 +265,6 @@ func (m *Manager) groupSuspend(ctx context.Context, name string) error {
 }
 
 func (m *Manager) groupResume(ctx context.Context, name string, in control.ResumeRequest) error {
-	if in.AllowInconsistent {
-		return control.NotBuilt("group resume --allow-inconsistent")
-	}
 	unlock, err := m.locks.lock(ctx, "group/"+name)
 	if err != nil {
 		return err
@@ -284,7 +281,7 @@ func (m *Manager) groupResume(ctx context.Context, name string, in control.Resum
 	if _, err := m.pushGroup(ctx, g); err != nil {
 		return err
 	}
-	return m.do(ctx, g.Primary, control.CallGroupResume, name, control.GroupResume{Name: name}, nil, callTimeout)
+	return m.do(ctx, g.Primary, control.CallGroupResume, name, control.GroupResume{Name: name, AllowInconsistent: in.AllowInconsistent}, nil, callTimeout)
 }
 
 // pairAdd makes two volumes a pair. The number is taken in the store first and never given away again.

@@ -220,6 +220,10 @@ func (m *Manager) decide(ctx context.Context, id string, in control.DecideReques
 		case !mg.V.RunAsked:
 			return refuse("it has not been run")
 		case g.V.Primary != mg.V.Source || g.V.Epoch != mg.V.Epoch:
+			// The opposite swap may have come between the two reads: then there is a decision to tell.
+			if now, err := load[control.Migration](ctx, m, control.KindMigration, id); err == nil && now.Rev != mg.Rev {
+				return control.DecideReply{}, control.ErrConflict
+			}
 			return refuse("the store has primary %s in epoch %d, not %s in %d", g.V.Primary, g.V.Epoch, mg.V.Source, mg.V.Epoch)
 		}
 		now := time.Now().UTC()
