@@ -48,6 +48,14 @@ func (f *flusher) Flush() error {
 	return nil
 }
 
+// lost notes a failure that something else than sync was told of: whoever waits for a Flush now gets it too.
+func (f *flusher) lost(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failed(err)
+	f.wake.Broadcast()
+}
+
 // run does one sync; it is called and returns with mu locked.
 func (f *flusher) run() {
 	f.running = true
@@ -58,13 +66,18 @@ func (f *flusher) run() {
 	f.running = false
 	f.done = f.started
 	if err != nil {
-		f.failures++
-		f.last = err
-		if f.first == nil {
-			f.first = err
-		}
+		f.failed(err)
 	}
 	f.wake.Broadcast()
+}
+
+// failed counts a failure, with mu locked.
+func (f *flusher) failed(err error) {
+	f.failures++
+	f.last = err
+	if f.first == nil {
+		f.first = err
+	}
 }
 
 // Failed returns the first failure, nil if there was none.

@@ -1,6 +1,7 @@
 package block
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -108,6 +109,23 @@ func (f *File) BeginWriteBack(off, n int64) {
 		defer f.leave()
 		f.beginWriteBack(off, n)
 	}
+}
+
+// WriteBack writes a range to the disk and waits for it: so that what is written in bulk never fills the disk's queue, in
+// which all who sync a few bytes would wait behind it. It is no Flush: the disk's own cache is not flushed, nor is anything
+// that is needed to find the range after a crash. An error means what that of a Flush means.
+func (f *File) WriteBack(off, n int64) error {
+	if err := f.enter("write back", off, n); err != nil {
+		return err
+	}
+	defer f.leave()
+	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	err := retryInterrupted(func() error { return unix.SyncFileRange(f.fd, off, n, all) })
+	if err == nil || unsupported(err) || errors.Is(err, unix.ESPIPE) {
+		return nil
+	}
+	f.flush.lost(err) // the system tells it once: a Flush that comes now would not hear of it
+	return f.fault("write back", off, n, err)
 }
 
 // beginWriteBack has the kernel begin to write a range back. It waits for nothing and reports nothing: what fails is told

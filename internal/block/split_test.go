@@ -2,6 +2,7 @@ package block
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
@@ -120,4 +121,44 @@ func TestSplitterConcurrently(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// A failure that WriteBack is told of reaches those who flush meanwhile, since the system tells it once.
+func TestWriteBackFailsFlushes(t *testing.T) {
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	f := newFlusher(func() error { close(begun); <-goOn; return nil })
+	flushed := make(chan error)
+	go func() { flushed <- f.Flush() }()
+	<-begun
+	f.lost(ErrIO)
+	close(goOn)
+	if err := <-flushed; !errors.Is(err, ErrIO) {
+		t.Errorf("a flush beside the loss returned %v", err)
+	}
+	if !errors.Is(f.Failed(), ErrIO) {
+		t.Error("the failure is forgotten")
+	}
+}
+
+func TestWriteBack(t *testing.T) {
+	dev, err := CreateFile(filepath.Join(t.TempDir(), "f"), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := dev.(*File)
+	if _, err := f.WriteAt(make([]byte, 1<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.BeginWriteBack(0, 1<<19)
+	if err := f.WriteBack(0, 1<<20); err != nil {
+		t.Error(err)
+	}
+	if err := f.WriteBack(1<<20, 1); !errors.Is(err, ErrRange) {
+		t.Errorf("beyond the end: %v", err)
+	}
+	f.Close()
+	f.BeginWriteBack(0, 1) // nothing to write back, and no panic
+	if err := f.WriteBack(0, 1); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
 }

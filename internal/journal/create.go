@@ -103,15 +103,33 @@ func take(free []extent, n int64) (taken, rest []extent) {
 	return taken, free
 }
 
+// fillStep is what fill hands the disk at a time, in bytes; two of them are on their way at most. A gigabyte in the disk's
+// queue would stand in front of every sync of the groups that are being served.
+const fillStep = 4 << 20
+
 // fill writes zeros to [from, to).
 func fill(dev block.Device, from, to int64) error {
+	eager, _ := dev.(interface {
+		BeginWriteBack(off, n int64)
+		WriteBack(off, n int64) error
+	})
 	buf := make([]byte, min(1<<20, to-from))
-	for from < to {
+	for begun := from; from < to; {
 		n := min(int64(len(buf)), to-from)
 		if _, err := dev.WriteAt(buf[:n], from); err != nil {
 			return fmt.Errorf("write journal area at %d: %w", from, err)
 		}
 		from += n
+		if eager == nil || from-begun < fillStep {
+			continue
+		}
+		eager.BeginWriteBack(begun, from-begun)
+		if before := max(begun-fillStep, 0); before < begun {
+			if err := eager.WriteBack(before, begun-before); err != nil {
+				return fmt.Errorf("write journal area at %d: %w", before, err)
+			}
+		}
+		begun = from
 	}
 	return nil
 }

@@ -268,10 +268,13 @@ func (p *presence) store(buf []byte, off int64) error {
 		} else {
 			_, err = p.v.dev.WriteAt(buf[:n], off)
 		}
+		if d, ok := p.v.dev.(interface{ WriteBack(off, n int64) error }); err == nil && ok && n >= eagerBytes {
+			// At most what all fetches hold is then on its way to the disk, where the hosts' syncs have to pass it.
+			err = d.WriteBack(off, n)
+		}
 		if err != nil {
 			return err
 		}
-		beginWriteBack(p.v.dev, off, n)
 		buf, off = buf[n:], off+n
 	}
 	return nil
