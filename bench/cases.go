@@ -379,7 +379,7 @@ func memoryCase(ctx context.Context, b *bench) error {
 		return err
 	}
 	if g.State == "suspended" {
-		if err := b.deployment.commands(ctx, "group resume "+groupOf("copied")); err != nil {
+		if err := b.deployment.commands(ctx, "group resume "+groupOf("copied")+" --allow-inconsistent"); err != nil {
 			return err
 		}
 	}

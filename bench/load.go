@@ -223,6 +223,7 @@ type stretch struct {
 	perSecond float64
 	p99       time.Duration
 	longest   time.Duration // between two answers
+	at        time.Duration // when that was over, from the stretch's beginning
 }
 
 func (l *load) between(from, to time.Time) (s stretch, err error) {
@@ -235,13 +236,17 @@ func (l *load) between(from, to time.Time) (s stretch, err error) {
 			continue
 		}
 		latencies = append(latencies, x.latency)
-		s.longest = max(s.longest, x.at.Sub(last))
+		if gap := x.at.Sub(last); gap > s.longest {
+			s.longest, s.at = gap, x.at.Sub(from)
+		}
 		last = x.at
 	}
 	if len(latencies) == 0 {
 		return s, errors.Join(errors.New("no write was answered in the time measured"), l.err)
 	}
-	s.longest = max(s.longest, to.Sub(last))
+	if gap := to.Sub(last); gap > s.longest {
+		s.longest, s.at = gap, to.Sub(from)
+	}
 	slices.Sort(latencies)
 	s.p99 = latencies[len(latencies)*99/100]
 	s.perSecond = float64(len(latencies)) / to.Sub(from).Seconds()

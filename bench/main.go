@@ -78,7 +78,7 @@ func parse(args []string) (o options, list bool, err error) {
 	size := f.String("size", "1GiB", "size of the volumes read and written")
 	moveSize := f.String("move-size", "2GiB", "size of the volumes moved")
 	fill := f.String("fill", "1MiB", "length of the writes that fill all sides' files before; it decides what a small write costs later")
-	f.DurationVar(&o.time, "time", 5*time.Second, "length of one measurement")
+	f.DurationVar(&o.time, "time", 3*time.Second, "length of one measurement")
 	memoryCap := f.String("memory-cap", "768MiB", "what a node started with --memory 512MiB may use of memory under full load")
 	f.BoolVar(&o.peersOnly, "peers", false, "measure the peers alone: what this machine gives, no goals")
 	f.BoolVar(&o.keep, "keep", false, "keep the files")

@@ -113,6 +113,7 @@ func (m *migration) prepare(ctx context.Context) (e endpoint, err error) {
 
 // fill does the whole move: ours changes hands first and fills the target behind the hosts' backs.
 func (m *migration) fill(ctx context.Context) error {
+	begin := time.Now()
 	limit := fmt.Sprintf("--timeout=%v", moveLimit)
 	if _, err := m.b.deployment.cli(ctx, 2*moveLimit, "migrate", "start", groupOf(m.name), "--to", nodeB, limit); err != nil {
 		return err
@@ -120,6 +121,10 @@ func (m *migration) fill(ctx context.Context) error {
 	var shown struct {
 		Phase   string   `json:"phase"`
 		PauseMS *float64 `json:"pause_ms"`
+		Steps   []struct {
+			Step string    `json:"step"`
+			At   time.Time `json:"at"`
+		} `json:"steps"`
 	}
 	if err := m.b.deployment.get(ctx, "/v1/migrations/"+groupOf(m.name)+"-1", &shown); err != nil {
 		return err
@@ -128,6 +133,11 @@ func (m *migration) fill(ctx context.Context) error {
 		return fmt.Errorf("migration of %s ended in phase %q", m.name, shown.Phase)
 	}
 	m.pause = *shown.PauseMS
+	steps := ""
+	for _, s := range shown.Steps {
+		steps += fmt.Sprintf(" %s %.3f", s.Step, s.At.Sub(begin).Seconds())
+	}
+	progress("  steps, in seconds from the start:%s", steps)
 	return nil
 }
 
@@ -147,8 +157,15 @@ func (m *migration) remove(ctx context.Context) error {
 	}
 	names := strings.NewReplacer("NAME", m.name, "GROUP", groupOf(m.name))
 	for _, line := range lines {
-		// What is gone already, because it went with something else, is no error here: the files are what matters.
-		if _, err := m.b.deployment.cli(ctx, time.Minute, strings.Fields(names.Replace(line))...); err != nil {
+		err := error(nil)
+		for range 20 { // the host's connection has been closed, of which the gateway may not have heard yet
+			_, err = m.b.deployment.cli(ctx, time.Minute, strings.Fields(names.Replace(line))...)
+			if err == nil || !strings.Contains(err.Error(), "connections to it open") {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if err != nil && !strings.Contains(err.Error(), "does not exist") { // it went with something else
 			progress("  note: %v", err)
 		}
 	}
@@ -246,6 +263,7 @@ func pauseOfMove(ctx context.Context, b *bench) error {
 		if err != nil {
 			return nil, err
 		}
+		progress("  longest gap %v, over %.3f s from the start", s.longest, s.at.Seconds())
 		return []float64{s.longest.Seconds() * 1e3, m.pauseMS()}, l.stop()
 	})
 	if err != nil {
