@@ -33,12 +33,13 @@ func (t *table) atLeast(name, unit string, ours, peer float64, peerName string, 
 	t.rows = append(t.rows, r)
 }
 
-// atMost adds a ratio that must not rise above the goal.
+// atMost adds a ratio that must not rise above the goal; goal 0: only printed.
 func (t *table) atMost(name, unit string, ours, peer float64, peerName string, goal float64) {
-	t.rows = append(t.rows, row{
-		name: name, ours: figure(ours, unit), peer: figure(peer, unit) + " " + peerName,
-		ratio: ours / peer, goal: fmt.Sprintf("≤ %.2f", goal), checked: true, ok: ours/peer <= goal,
-	})
+	r := row{name: name, ours: figure(ours, unit), peer: figure(peer, unit) + " " + peerName, ratio: ours / peer}
+	if goal > 0 {
+		r.goal, r.checked, r.ok = fmt.Sprintf("≤ %.2f", goal), true, ours/peer <= goal
+	}
+	t.rows = append(t.rows, r)
 }
 
 // below adds a figure with a fixed limit.
