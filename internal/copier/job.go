@@ -26,8 +26,11 @@ type Config struct {
 	Region, Size int64 // bytes of a region and of the whole; the last region may be shorter
 	// Work copies a region, or a run of them. When it returns nil, Set must not name them any more.
 	Work     func(ctx context.Context, off, n int64) error
-	Batch    int64         // regions in a row that the sweep works at once where there is no Limit; default 1
-	Parallel int           // workers of the sweep, and as many for demands; default 4
+	Batch    int64 // regions in a row that the sweep works at once where there is no Limit; default 1
+	Parallel int   // workers of the sweep, and as many for demands; default 4
+	// Busy says that somebody who matters more uses the same disks and processors just now; then only one worker in
+	// four sweeps. Nil: nobody ever does.
+	Busy     func() bool
 	Limit    *rate.Limiter // bytes of the background sweep, which demands use up but never wait for; nil: none
 	RetryMin time.Duration // default 20 ms
 	RetryMax time.Duration // default 2 s
@@ -120,8 +123,8 @@ func (j *Job) Run(ctx context.Context) error {
 	})
 	defer stop()
 	var sweep, demands errgroup.Group
-	for range j.cfg.Parallel {
-		sweep.Go(func() error { return j.sweep(work) })
+	for i := range j.cfg.Parallel {
+		sweep.Go(func() error { return j.sweep(work, i%4 != 0) })
 		demands.Go(func() error { return j.serveDemands(work) })
 	}
 	err := sweep.Wait()
@@ -150,11 +153,20 @@ func (j *Job) end() {
 	j.queue = nil
 }
 
+// standBack is how long a worker that stands back waits before it looks again.
+const standBack = 5 * time.Millisecond
+
 // sweep is one background worker: paced before it picks a region, so that a demand never waits for the pace.
-func (j *Job) sweep(ctx context.Context) error {
+func (j *Job) sweep(ctx context.Context, polite bool) error {
 	for {
 		if !j.anyLeft() {
 			return nil
+		}
+		if polite && j.cfg.Busy != nil && j.cfg.Busy() {
+			if !sleep(ctx, standBack) {
+				return ctx.Err()
+			}
+			continue
 		}
 		if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size)); err != nil {
 			return err

@@ -248,3 +248,33 @@ func TestTheSweepWorksRunsOfRegions(t *testing.T) {
 		t.Errorf("progress counts %d and %d bytes", p.Background, p.Demand)
 	}
 }
+
+// While somebody who matters more is busy, one worker in four sweeps; demands are served all the same.
+func TestTheSweepStandsBack(t *testing.T) {
+	var busy atomic.Bool
+	busy.Store(true)
+	var now, most atomic.Int32
+	set := newRegions(400)
+	j := New(Config{Set: set, Region: 10, Size: 4000, Parallel: 8, Busy: busy.Load,
+		Work: func(_ context.Context, off, _ int64) error {
+			if n := now.Add(1); busy.Load() && n > most.Load() {
+				most.Store(n)
+			}
+			time.Sleep(200 * time.Microsecond)
+			now.Add(-1)
+			set.done(off / 10)
+			return nil
+		}})
+	go func() {
+		for set.Left() > 200 {
+			time.Sleep(time.Millisecond)
+		}
+		busy.Store(false)
+	}()
+	if err := j.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if most.Load() != 2 {
+		t.Errorf("%d of 8 workers swept while others were busy", most.Load())
+	}
+}

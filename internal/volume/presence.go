@@ -79,6 +79,9 @@ type presence struct {
 	job    *copier.Job
 	idle   sync.Pool // buffers of as many regions as are fetched at once
 
+	seen   atomic.Uint64 // the group's tip when busy was asked last
+	seenAt atomic.Int64  // when that was a new one, since began
+
 	mu    sync.Mutex
 	fresh []int64 // arrived, not durable yet
 }
@@ -105,7 +108,7 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	batch := max(fetchBatch/cfg.Region, 1)
 	p.idle.New = func() any { b := make([]byte, batch*cfg.Region); return &b }
 	p.job = copier.New(copier.Config{
-		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Batch: batch,
+		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Batch: batch, Busy: p.busy,
 		Parallel: cfg.Parallel, Limit: cfg.Limit, Patience: cfg.Patience,
 	})
 	m := v.member.Load()
@@ -201,6 +204,23 @@ func (p *presence) arrive(region int64) {
 	if old := p.here[region/64].Or(1 << (region % 64)); old&(1<<(region%64)) == 0 {
 		p.count.Add(1)
 	}
+}
+
+// calmAfter is how long hosts must have been quiet for the fill to take all it can.
+const calmAfter = 100 * time.Millisecond
+
+// busy says whether hosts have written lately.
+func (p *presence) busy() bool {
+	g := p.v.Group()
+	if g == nil {
+		return false
+	}
+	now, tip := int64(time.Since(began)), uint64(g.Tip())
+	if p.seen.Swap(tip) != tip {
+		p.seenAt.Store(now)
+		return true
+	}
+	return now-p.seenAt.Load() < int64(calmAfter)
 }
 
 // Next, Needs and Left make it a copier.Set.
