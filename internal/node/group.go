@@ -108,6 +108,12 @@ func (g *group) fail(err error) {
 // opened again, and hosts that wrote it must hear of that.
 func (g *group) failed(err error) {
 	g.fail(err)
+	g.mu.Lock()
+	jnl := g.jnl
+	g.mu.Unlock()
+	if jnl == nil || !errors.Is(jnl.Err(), journal.ErrBroken) {
+		return // the log has all that was answered
+	}
 	err = g.n.state.update(func(d *durable) error {
 		if r := d.Groups[g.name]; r != nil {
 			r.Losses++

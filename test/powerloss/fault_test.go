@@ -51,6 +51,7 @@ func TestPrimaryJournalSyncFails(t *testing.T) {
 		s.net.link("*", "c", false)
 		s.node["a"].disks.setHook(nil)
 		s.restart("a")
+		s.reopen()
 		s.quiet()
 		lost := s.reconcile()
 		v := s.checkSecondary()

@@ -327,10 +327,11 @@ func (s *site) crash(name string) (did bool) {
 		s.load.primaryDies()
 	}
 	s.net.power(name, false)
-	m.disks.crash()
+	// The directory goes first: a process that has lost its power does not note that its devices fail.
 	if err := os.Rename(m.dir, m.dir+".off"); err != nil {
 		s.t.Errorf("node %s: %v", name, err)
 	}
+	m.disks.crash()
 	cancel()
 	return true
 }
@@ -469,7 +470,19 @@ func (s *site) build() {
 }
 
 // open connects the hosts.
-func (s *site) open(seed uint64) {
+func (s *site) open(seed uint64) { s.load = newLoad(seed, s.dial(), volumeSize) }
+
+// reopen connects the hosts again: their connections have ended, since writes may be lost that were under no flush.
+func (s *site) reopen() {
+	for _, c := range s.hosts {
+		_ = c.Close()
+	}
+	s.hosts = nil
+	targets := s.dial()
+	s.load.targets.Store(&targets)
+}
+
+func (s *site) dial() []block.Target {
 	var targets []block.Target
 	for i := range volumes {
 		name := fmt.Sprintf("disk%d", i+1)
@@ -482,7 +495,7 @@ func (s *site) open(seed uint64) {
 			return err == nil
 		})
 	}
-	s.load = newLoad(seed, targets, volumeSize)
+	return targets
 }
 
 // call asks a node directly, past the network and its cuts.
