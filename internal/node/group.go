@@ -33,8 +33,6 @@ type group struct {
 	epoch uint64 // in which this node serves; 0: it does not
 	err   error  // why it does not work
 
-	closed bool
-
 	jnl  *journal.Journal
 	vg   *volume.Group
 	maps map[uint16]changedMap
@@ -212,7 +210,7 @@ func (g *group) close() error {
 	g.run.stop()
 	g.mu.Lock()
 	vg, jnl, maps := g.vg, g.jnl, g.maps
-	g.vg, g.jnl, g.maps, g.closed = nil, nil, nil, true
+	g.vg, g.jnl, g.maps = nil, nil, nil
 	g.mu.Unlock()
 	var errs []error
 	switch {

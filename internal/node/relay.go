@@ -283,6 +283,9 @@ func (p *peerVolume) Fetch(ctx context.Context, off int64, data []byte) error {
 	if err := p.ask(ctx, r); err != nil {
 		return err
 	}
+	if len(r.Data) != len(data) {
+		return fmt.Errorf("%w: a fetch of %d bytes was answered with %d", block.ErrIO, len(data), len(r.Data))
+	}
 	copy(data, r.Data)
 	return nil
 }
