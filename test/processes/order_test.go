@@ -127,7 +127,7 @@ func TestThereAndBack(t *testing.T) {
 		t.Errorf("the host saw an error: %v", err)
 	}
 	s.AwaitInStep("db", 30*time.Second)
-	wanFits(t, s, running.Stats().Bytes)
+	wanFits(t, s, running.Stats().Bytes, 0)
 	s.Equal(running.Load, "secondary", s.Exports(s.C, g))
 	s.Equal(running.Load, "primary", s.Exports(s.A, g))
 	t.Logf("%+v", running.Stats())
