@@ -5,54 +5,91 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"gantline/internal/control"
 )
 
-// laterGroupFlags are flags of `group create` that are refused until they do something.
-var laterGroupFlags = []string{"interval", "send-every", "send-bytes", "on-link-loss", "rpo", "limit", "compress"}
-
-// laterDefaults are the values that change nothing.
-var laterDefaults = map[string]string{"interval": "30s", "send-every": "0s", "send-bytes": "0", "on-link-loss": "continue",
-	"rpo": "0", "limit": "0", "compress": "off"}
+// settingsFlags adds the flags of a group's settings to c. The result tells which of them were given.
+func settingsFlags(c *cobra.Command) func() control.SettingsChange {
+	var in control.SettingsChange
+	var interval, sendEvery, rpo time.Duration
+	var sendBytes, limit sizeFlag
+	f := c.Flags()
+	f.StringVar(&in.Mode, "mode", "", "async (default), sync or periodic")
+	f.StringVar(&in.Log, "log", "", "journal (default) or queue")
+	f.StringVar(&in.Transfer, "transfer", "", "push (default) or pull")
+	f.StringVar(&in.Retain, "retain", "", "how long the primary keeps a record: until applied (default) or transferred")
+	f.DurationVar(&interval, "interval", 0, "periodic: from the begin of one copy to that of the next (default 30s)")
+	f.DurationVar(&sendEvery, "send-every", 0, "async: send at most this often; 0s: at once")
+	f.Var(&sendBytes, "send-bytes", "async: send when so much waits; 0: do not wait for a quantity")
+	f.StringVar(&in.OnLinkLoss, "on-link-loss", "", "sync: continue (default) without a copy, or stop the hosts")
+	f.DurationVar(&rpo, "rpo", 0, "a secondary more behind than this is late; 0: never")
+	f.Var(&limit, "limit", "bytes a second to the secondary; 0: none")
+	f.StringVar(&in.Compress, "compress", "", "off (default), s2 or zstd")
+	return func() control.SettingsChange {
+		for _, d := range []struct {
+			flag string
+			from time.Duration
+			to   **int64
+		}{{"interval", interval, &in.IntervalMS}, {"send-every", sendEvery, &in.SendEveryMS}, {"rpo", rpo, &in.RPOMS}} {
+			if f.Changed(d.flag) {
+				ms := int64((d.from + time.Millisecond - 1) / time.Millisecond)
+				*d.to = &ms
+			}
+		}
+		for _, d := range []struct {
+			flag string
+			from *sizeFlag
+			to   **int64
+		}{{"send-bytes", &sendBytes, &in.SendBytes}, {"limit", &limit, &in.Limit}} {
+			if f.Changed(d.flag) {
+				*d.to = &d.from.bytes
+			}
+		}
+		return in
+	}
+}
 
 func (a *app) groupCmd() *cobra.Command {
 	suspend := a.verb("suspend G", "Stop copying and mark what changes", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		return a.make(ctx, groupTable, path(groupTable.kind, args[0], "suspend"), struct{}{})
 	})
 	return noun("group", "Consistency groups", a.groupCreate(), a.listCmd(groupTable), a.showCmd(groupTable, "G"), suspend,
-		a.groupResume(), a.deleteCmd(groupTable, "delete G", false), a.later("set", "group set"), a.later("verify", "group verify"),
+		a.groupSet(), a.groupResume(), a.deleteCmd(groupTable, "delete G", false), a.later("verify", "group verify"),
 		a.later("promote", "group promote"), a.later("failback", "group failback"), a.later("test", "group test"))
 }
 
 func (a *app) groupCreate() *cobra.Command {
 	var in control.GroupRequest
-	var c *cobra.Command
-	c = a.verb("create G --primary NODE --secondary NODE", "Create a group", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		in.Name = args[0]
-		for _, flag := range laterGroupFlags {
-			if f := c.Flags().Lookup(flag); f.Changed && f.Value.String() != laterDefaults[flag] {
-				return control.NotBuilt("group create --" + flag)
-			}
-		}
+	var settings func() control.SettingsChange
+	c := a.verb("create G --primary NODE --secondary NODE", "Create a group", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		in.Name, in.SettingsChange = args[0], settings()
 		return a.make(ctx, groupTable, path(groupTable.kind, ""), in)
 	})
+	settings = settingsFlags(c)
 	f := c.Flags()
 	f.StringVar(&in.Primary, "primary", "", "node whose volumes hosts write")
 	f.StringVar(&in.Secondary, "secondary", "", "node that keeps the copy")
-	f.StringVar(&in.Mode, "mode", "", "async (default), sync or periodic")
-	f.StringVar(&in.Log, "log", "", "journal (default) or queue")
 	f.StringVar(&in.PrimaryJournal, "primary-journal", "", "default: NODE/G of 1 GiB is made")
 	f.StringVar(&in.SecondaryJournal, "secondary-journal", "", "default: NODE/G of 1 GiB is made")
-	f.StringVar(&in.Transfer, "transfer", "", "push (default) or pull")
-	f.StringVar(&in.Retain, "retain", "", "applied (default) or transferred")
-	for _, flag := range laterGroupFlags {
-		f.String(flag, laterDefaults[flag], "not built yet")
-	}
 	must(c.MarkFlagRequired("primary"))
 	must(c.MarkFlagRequired("secondary"))
+	return c
+}
+
+func (a *app) groupSet() *cobra.Command {
+	var settings func() control.SettingsChange
+	c := a.verb("set G FLAGS...", "Change how a live group copies", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		in := settings()
+		if in == (control.SettingsChange{}) {
+			return control.Errorf(control.KindUsage, "group set %s: nothing to change: give at least one flag", args[0])
+		}
+		return a.make(ctx, groupTable, path(groupTable.kind, args[0], "set"), in)
+	})
+	settings = settingsFlags(c)
 	return c
 }
 

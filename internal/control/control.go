@@ -87,11 +87,8 @@ type Pair struct {
 
 // Group is a consistency group. Primary and Epoch change only by a decision (see Migration).
 type Group struct {
-	Name             string `json:"name"`
-	Mode             string `json:"mode"`
-	Log              string `json:"log"`
-	Transfer         string `json:"transfer"`
-	Retain           string `json:"retain"`
+	Name string `json:"name"`
+	Settings
 	Epoch            uint64 `json:"epoch"`
 	Primary          string `json:"primary"`
 	Secondary        string `json:"secondary"`

@@ -12,6 +12,13 @@ type GroupView struct {
 	Log               string             `json:"log"`
 	Transfer          string             `json:"transfer"`
 	Retain            string             `json:"retain"`
+	IntervalSeconds   float64            `json:"interval_seconds"`
+	SendEverySeconds  float64            `json:"send_every_seconds"`
+	SendBytes         int64              `json:"send_bytes"`
+	OnLinkLoss        string             `json:"on_link_loss"`
+	RPOSeconds        float64            `json:"rpo_seconds"` // 0: off
+	Limit             int64              `json:"limit"`       // bytes a second; 0: none
+	Compress          string             `json:"compress"`
 	State             *string            `json:"state"`
 	Epoch             uint64             `json:"epoch"`
 	Primary           string             `json:"primary"`
@@ -291,13 +298,10 @@ type SwitchRequest struct {
 
 // GroupRequest creates a group. Empty: the default.
 type GroupRequest struct {
-	Name             string `json:"name"`
-	Primary          string `json:"primary"`
-	Secondary        string `json:"secondary"`
-	Mode             string `json:"mode,omitempty"`
-	Log              string `json:"log,omitempty"`
-	Transfer         string `json:"transfer,omitempty"`
-	Retain           string `json:"retain,omitempty"`
+	Name      string `json:"name"`
+	Primary   string `json:"primary"`
+	Secondary string `json:"secondary"`
+	SettingsChange
 	PrimaryJournal   string `json:"primary_journal,omitempty"`
 	SecondaryJournal string `json:"secondary_journal,omitempty"`
 }

@@ -202,6 +202,7 @@ func (m *Manager) registerGroups(api huma.API) {
 		func(ctx context.Context, in *nameIn) error { return m.groupDelete(ctx, in.Name) })
 	groupAction(m, api, "suspend", "Stop copying and mark what changes",
 		func(ctx context.Context, name string, _ struct{}) error { return m.groupSuspend(ctx, name) })
+	groupAction(m, api, "set", "Change how a group copies", m.groupSet)
 	groupAction(m, api, "resume", "Resync what has changed", m.groupResume)
 	groupAction(m, api, "pairs", "Add a pair", m.pairAdd)
 	handle(api, http.MethodGet, "/v1/pairs", "list-pairs", "List the pairs of all groups",
@@ -258,7 +259,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodDelete, "/v1/pools/{name}", "pool delete"},
 		{http.MethodPost, "/v1/volumes/{node}/{name}/resize", "volume resize"},
 		{http.MethodPost, "/v1/journals/{node}/{name}/add", "journal add"},
-		{http.MethodPost, "/v1/groups/{name}/set", "group set"},
 		{http.MethodPost, "/v1/groups/{name}/verify", "group verify"},
 		{http.MethodPost, "/v1/groups/{name}/promote", "group promote"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},

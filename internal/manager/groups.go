@@ -2,6 +2,8 @@ package manager
 
 import (
 	"context"
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -10,29 +12,35 @@ import (
 
 const maxPairs = 256 // of a group
 
-// Choices of a group. The first is the default.
-var groupChoices = []struct {
-	flag   string
-	values []string
-	built  int // the first so many are built
+// unbuilt are the settings that nodes cannot do yet: refused, never accepted and ignored.
+var unbuilt = []struct {
+	flag string
+	is   func(*control.Settings) bool
 }{
-	{"mode", []string{"async", "sync", "periodic"}, 1},
-	{"log", []string{"journal", "queue"}, 1},
-	{"transfer", []string{"push", "pull"}, 1},
-	{"retain", []string{"applied", "transferred"}, 1},
+	{"--mode sync", func(s *control.Settings) bool { return s.Mode == control.ModeSync }},
+	{"--mode periodic", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic }},
+	{"--log queue", func(s *control.Settings) bool { return s.Log == control.LogQueue }},
+	{"--transfer pull", func(s *control.Settings) bool { return s.Transfer == control.TransferPull }},
+	{"--retain transferred", func(s *control.Settings) bool { return s.Retain == control.RetainTransferred }},
+	{"--send-every", func(s *control.Settings) bool { return s.SendEveryMS != 0 }},
+	{"--send-bytes", func(s *control.Settings) bool { return s.SendBytes != 0 }},
+	{"--rpo", func(s *control.Settings) bool { return s.RPOMS != 0 }},
+	{"--limit", func(s *control.Settings) bool { return s.Limit != 0 }},
+	{"--compress", func(s *control.Settings) bool { return s.Compress != control.CompressOff }},
 }
 
-func choose(i int, value string) (string, error) {
-	c := groupChoices[i]
-	switch n := slices.Index(c.values, value); {
-	case value == "":
-		return c.values[0], nil
-	case n < 0:
-		return "", control.Errorf(control.KindUsage, "--%s %q: it is %s", c.flag, value, strings.Join(c.values, " or "))
-	case n >= c.built:
-		return "", control.NotBuilt("--" + c.flag + " " + value)
+// changed returns the settings with the change made, if nodes can do all of them.
+func changed(s control.Settings, c *control.SettingsChange) (control.Settings, error) {
+	s, err := c.Apply(s)
+	if err != nil {
+		return s, err
 	}
-	return value, nil
+	for _, u := range unbuilt {
+		if u.is(&s) {
+			return s, control.NotBuilt(u.flag)
+		}
+	}
+	return s, nil
 }
 
 // newGroup checks a request and fills in the defaults.
@@ -51,15 +59,13 @@ func newGroup(in control.GroupRequest) (control.Group, error) {
 		return g, control.Errorf(control.KindUsage, "group %s: primary and secondary are both %s; a copy on the same node "+
 			"protects from nothing", in.Name, in.Primary)
 	}
-	for i, field := range []struct {
-		to   *string
-		from string
-	}{{&g.Mode, in.Mode}, {&g.Log, in.Log}, {&g.Transfer, in.Transfer}, {&g.Retain, in.Retain}} {
-		v, err := choose(i, field.from)
-		if err != nil {
-			return g, err
-		}
-		*field.to = v
+	settings, err := changed(control.DefaultSettings(), &in.SettingsChange)
+	if err != nil {
+		return g, err
+	}
+	g.Settings = settings
+	if g.Log == control.LogQueue && in.PrimaryJournal != "" {
+		return g, control.Errorf(control.KindUsage, "group %s: --primary-journal does not go with --log queue", in.Name)
 	}
 	g.PrimaryJournal, g.SecondaryJournal = in.PrimaryJournal, in.SecondaryJournal
 	for _, j := range []struct{ name, node string }{{g.PrimaryJournal, g.Primary}, {g.SecondaryJournal, g.Secondary}} {
@@ -130,8 +136,7 @@ func (m *Manager) groupCreate(ctx context.Context, in control.GroupRequest) erro
 
 // sameGroup compares what a create states with what there is; an unnamed journal fits any.
 func sameGroup(old, in *control.Group) bool {
-	return old.Primary == in.Primary && old.Secondary == in.Secondary && old.Mode == in.Mode && old.Log == in.Log &&
-		old.Transfer == in.Transfer && old.Retain == in.Retain &&
+	return old.Primary == in.Primary && old.Secondary == in.Secondary && old.Settings == in.Settings &&
 		(in.PrimaryJournal == "" || in.PrimaryJournal == old.PrimaryJournal) &&
 		(in.SecondaryJournal == "" || in.SecondaryJournal == old.SecondaryJournal)
 }
@@ -223,6 +228,54 @@ func (m *Manager) groupDelete(ctx context.Context, name string) error {
 	}
 	_, err = attempt(ctx, func() (struct{}, error) { return struct{}{}, m.dropGroup(ctx, name) })
 	return err
+}
+
+// groupSet changes how a live group copies. It is stored first and then told; a node that is away hears of it when it is
+// back.
+func (m *Manager) groupSet(ctx context.Context, name string, in control.SettingsChange) error {
+	unlock, err := m.locks.lock(ctx, "group/"+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := m.quiet(ctx, name, "group "+name); err != nil {
+		return err
+	}
+	g, err := attempt(ctx, func() (*control.Group, error) {
+		g, err := load[control.Group](ctx, m, control.KindGroup, name)
+		if err != nil {
+			return nil, err
+		}
+		old := g.V.Settings
+		if g.V.Settings, err = changed(old, &in); err != nil || g.V.Settings == old {
+			return &g.V, err
+		}
+		if g.V.Log != old.Log {
+			return nil, control.Errorf(control.KindRefused, "group %s: a live group keeps its log, %s; make a new group for the other", name, old.Log)
+		}
+		g.V.Revision++
+		_, err = m.commit(ctx, m.change().put(g.Key, g.Rev, g.V).
+			event("group/"+name, "set", "command", "group %s set: %s", name, settingsDiff(old, g.V.Settings)))
+		return &g.V, err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = m.pushGroup(ctx, g)
+	return err
+}
+
+// settingsDiff lists what has changed, for people.
+func settingsDiff(old, now control.Settings) string {
+	was, is := reflect.ValueOf(old), reflect.ValueOf(now)
+	var list []string
+	for i := range was.NumField() {
+		if a, b := was.Field(i).Interface(), is.Field(i).Interface(); a != b {
+			name, _, _ := strings.Cut(was.Type().Field(i).Tag.Get("json"), ",")
+			list = append(list, fmt.Sprintf("%s %v (was %v)", name, b, a))
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // setSuspended stores the wish first, then tells the primary; a primary that is away hears of it when it is back, but

@@ -70,6 +70,8 @@ func groupView(g *control.Group, migrations []got[control.Migration], l look) co
 	p, s := groupOf(l.then[g.Primary], g.Name), groupOf(l.first[g.Secondary], g.Name)
 	v := control.GroupView{
 		Name: g.Name, Mode: g.Mode, Log: g.Log, Transfer: g.Transfer, Retain: g.Retain, Epoch: g.Epoch,
+		IntervalSeconds: g.Interval().Seconds(), SendEverySeconds: g.SendEvery().Seconds(), SendBytes: g.SendBytes,
+		OnLinkLoss: g.OnLinkLoss, RPOSeconds: g.RPO().Seconds(), Limit: g.Limit, Compress: g.Compress,
 		Primary: g.Primary, Secondary: g.Secondary, State: stateOf(g, p, s), Pairs: []control.PairView{},
 		PrimaryJournal: g.PrimaryJournal, SecondaryJournal: g.SecondaryJournal, Suspended: g.Suspended,
 		Migration: latestID(g), Nodes: map[string]*string{}, WANBytesSent: wanBytes(g, migrations, l),

@@ -305,6 +305,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 			return control.GroupStatus{}, err
 		}
 	}
+	if err := g.applySettings(); err != nil {
+		return control.GroupStatus{}, err
+	}
 	for _, p := range spec.Group.Pairs {
 		// Recorded is not enough: the call that recorded it may have failed before the volume was in the group.
 		if rec.member(p.Number) == nil || !g.has(p.Number) {

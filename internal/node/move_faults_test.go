@@ -346,7 +346,7 @@ func TestRetiredJournalServesNewGroup(t *testing.T) {
 	for _, n := range []string{"a", "c"} {
 		r.call(n, control.CallVolumeCreate, control.VolumeCreate{Name: "w1", Size: 4 << 20}, nil)
 	}
-	h := control.Group{Name: "h", Mode: "async", Log: "journal", Epoch: 1, Revision: 1, Primary: "a", Secondary: "c",
+	h := control.Group{Name: "h", Settings: control.DefaultSettings(), Epoch: 1, Revision: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jh",
 		Pairs: []control.Pair{{Number: 1, Primary: "a/w1", Secondary: "c/w1", Size: 4 << 20}}}
 	r.call("c", control.CallGroupConfigure, control.GroupSpec{Group: h, Role: control.RoleSecondary, Address: r.addresses()}, nil)

@@ -148,7 +148,7 @@ func (r *rig) addresses() map[string]string {
 // group makes group g of n volumes from a to c and waits until it is paired.
 func (r *rig) group(n int, size int64) control.Group {
 	r.t.Helper()
-	g := control.Group{Name: "g", Mode: "async", Log: "journal", Epoch: 1, Primary: "a", Secondary: "c",
+	g := control.Group{Name: "g", Settings: control.DefaultSettings(), Epoch: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jg"}
 	for _, node := range []string{"a", "c"} {
 		r.call(node, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 64 << 20}, nil)

@@ -12,7 +12,7 @@ import (
 // applied once the secondary has been told.
 func TestSecondaryHearsOfAPairLate(t *testing.T) {
 	r := newRig(t, "a", "c")
-	g := control.Group{Name: "g", Mode: "async", Log: "journal", Epoch: 1, Primary: "a", Secondary: "c",
+	g := control.Group{Name: "g", Settings: control.DefaultSettings(), Epoch: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jg", Revision: 1}
 	for _, node := range []string{"a", "c"} {
 		r.call(node, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 64 << 20}, nil)

@@ -28,7 +28,7 @@ func writeTo(t *testing.T, d block.Target, off int64, n int, b byte) {
 // step of a few blocks with the host at rest.
 func TestStepThatDoesNotFitIsNotForEver(t *testing.T) {
 	r := newRig(t, "a", "c")
-	g := control.Group{Name: "g", Mode: "async", Log: "journal", Epoch: 1, Primary: "a", Secondary: "c",
+	g := control.Group{Name: "g", Settings: control.DefaultSettings(), Epoch: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jg", Revision: 1}
 	for _, node := range []string{"a", "c"} {
 		r.call(node, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 4 << 20}, nil)
