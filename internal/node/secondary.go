@@ -50,8 +50,6 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	if err != nil {
 		return err
 	}
-	// An asynchronous source sends only what is durable with it, so all that is stored here lies below its mark.
-	g.app.Mark(cur.Appended)
 	g.rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: g.app, Applied: applied,
 		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: 2 * time.Millisecond})
 	if err != nil {

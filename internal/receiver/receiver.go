@@ -59,7 +59,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	// SyncDelay is how long appended records may wait for others to be made durable with, 0: not at all. It ends
-	// early when SyncBytes have gathered.
+	// early when SyncBytes have gathered, and when the source says that somebody waits.
 	SyncDelay time.Duration
 	SyncBytes int
 	// AckEvery is how often an ack is repeated when nothing changes, default 1 s.
@@ -89,6 +89,7 @@ type Receiver struct {
 	row       record.Row // the store's newest; zero: none
 	cuts      int        // how often stored records have been dropped
 	unsynced  int        // bytes appended since the last sync began
+	hurry     bool       // the next sync is not to be delayed
 	full      bool
 	mark      record.Seq // the primary's durable mark, as heard in this run
 	lastHeard time.Time
@@ -159,7 +160,7 @@ func (r *Receiver) gather(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		r.mu.Lock()
-		enough := r.unsynced >= r.cfg.SyncBytes
+		enough := r.unsynced >= r.cfg.SyncBytes || r.hurry
 		r.mu.Unlock()
 		if enough {
 			return
@@ -179,7 +180,7 @@ func (r *Receiver) gather(ctx context.Context) {
 func (r *Receiver) sync() {
 	r.mu.Lock()
 	idle, cuts := r.durable == r.stored || r.err != nil, r.cuts
-	r.unsynced = 0
+	r.unsynced, r.hurry = 0, false
 	r.mu.Unlock()
 	if idle {
 		return
@@ -304,6 +305,16 @@ func (r *Receiver) wakeStreams() {
 }
 
 func (r *Receiver) wakeSync() { poke(r.syncWake) }
+
+// urge has what is stored made durable at once: a host waits for it.
+func (r *Receiver) urge() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.durable < r.stored {
+		r.hurry = true
+		r.wakeSync()
+	}
+}
 
 func poke(c chan struct{}) {
 	select {

@@ -223,6 +223,9 @@ func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
 			var hb wire.Heartbeat
 			if hb, err = wire.DecodeHeartbeat(body); err == nil {
 				err = r.heard(s, hb.Mark)
+				if hb.Urgent {
+					r.urge()
+				}
 			}
 		default:
 			err = refuse(ReasonProtocol, "%v frame in a stream", t)
@@ -242,7 +245,7 @@ func (r *Receiver) batches(ctx context.Context, s *stream, body []byte) error {
 	if err != nil {
 		return refuse(ReasonProtocol, "%v", err)
 	}
-	recs, mark := b.Records, b.Mark
+	recs, mark, urgent := b.Records, b.Mark, b.Urgent
 	for len(recs) < maxGather && s.conn.Buffered() {
 		t, body, err := s.conn.ReadFrame()
 		if err != nil {
@@ -254,19 +257,22 @@ func (r *Receiver) batches(ctx context.Context, s *stream, body []byte) error {
 			if err != nil {
 				return refuse(ReasonProtocol, "%v", err)
 			}
-			recs, mark = append(recs, more.Records...), max(mark, more.Mark)
+			recs, mark, urgent = append(recs, more.Records...), max(mark, more.Mark), urgent || more.Urgent
 		case wire.TypeHeartbeat:
 			hb, err := wire.DecodeHeartbeat(body)
 			if err != nil {
 				return refuse(ReasonProtocol, "%v", err)
 			}
-			mark = max(mark, hb.Mark)
+			mark, urgent = max(mark, hb.Mark), urgent || hb.Urgent
 		default:
 			return refuse(ReasonProtocol, "%v frame in a stream", t)
 		}
 	}
 	if err := r.take(ctx, s, recs, mark); err != nil {
 		return err
+	}
+	if urgent {
+		r.urge()
 	}
 	if err := r.heard(s, mark); err != nil {
 		return err

@@ -5,7 +5,7 @@
 //	   └───────── Acked ◀───────────┴──────── acks: stored, durable, applied
 //
 // It dials, shows the log's epoch table in its hello, hears what the receiver has, and goes on from there: batches of
-// records up to the log's durable mark, never above it, one writev each, as many in flight as the window allows. The
+// records as far as its source lets them go, the log's durable mark or, in a synchronous group, its end, one writev each, as many in flight as the window allows. The
 // receiver's acks are cumulative. What it lost is sent again after the next hello, so a sender keeps nothing on disk.
 //
 // While the link is down it is tried once a second. Whatever stops the stream is a state with a reason: link down, not

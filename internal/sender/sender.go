@@ -24,9 +24,11 @@ var (
 type Source interface {
 	// Table is the log's epoch table; its newest row is the epoch that the sender speaks for.
 	Table() record.Table
-	// Durable is how far records may be sent.
+	// Durable is how far records may be sent: those of an asynchronous group when they are durable, those of a
+	// synchronous one (Config.Mark is then the durable mark) when they are in the log.
 	Durable() record.Seq
-	// Wait returns nil when Durable is above after, else an error, at the latest when ctx ends.
+	// Wait returns nil when Durable is above after, or when the mark or what is urgent may have risen; else an error, at
+	// the latest when ctx ends.
 	Wait(ctx context.Context, after record.Seq) error
 	// Read returns consecutive records from sequence from on. The first may lie above from only if it is a begin; none
 	// if that is not durable yet. ErrTrimmed and ErrSuspended (see Config.CutOff): a resync is needed.
@@ -42,6 +44,8 @@ type Config struct {
 	Dial   func(ctx context.Context) (net.Conn, error)
 	// Mark is how far the receiver may apply; nil: Source.Durable.
 	Mark func() record.Seq
+	// Urgent is how far hosts wait for the receiver to be durable; nil: nobody ever does.
+	Urgent func() record.Seq
 	// CutOff says of an error of Source that a resync is needed; nil: it is ErrTrimmed or ErrSuspended.
 	CutOff func(err error) bool
 	// Sent is told of bytes of frames put on the link. It is called from several goroutines.
@@ -79,6 +83,9 @@ func (c *Config) defaults() {
 	wait(&c.HelloTimeout, 3*time.Second)
 	if c.Mark == nil {
 		c.Mark = c.Source.Durable
+	}
+	if c.Urgent == nil {
+		c.Urgent = func() record.Seq { return 0 }
 	}
 	if c.CutOff == nil {
 		c.CutOff = func(err error) bool { return errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) }

@@ -27,6 +27,7 @@ type session struct {
 	beat   context.Context // ends when a heartbeat is due
 	unbeat context.CancelFunc
 	mark   record.Seq // last one sent
+	urged  record.Seq // the receiver has been told to be durable up to here
 }
 
 // start takes over what the receiver has.
@@ -38,7 +39,7 @@ func (t *session) start(a answer) error {
 		has = wire.Ack{Stored: row.Last, Durable: min(has.Durable, row.Last), Applied: min(has.Applied, row.Last)}
 	}
 	if durable := s.cfg.Source.Durable(); has.Stored > durable {
-		return fmt.Errorf("%w: the receiver has stored %d, the log here is durable up to %d", ErrAck, has.Stored, durable)
+		return fmt.Errorf("%w: the receiver has stored %d, the log here may be sent up to %d", ErrAck, has.Stored, durable)
 	}
 	s.mu.Lock()
 	s.window.Restart(has, max(has.Stored, a.Owed))
@@ -106,6 +107,10 @@ func (t *session) pump(ctx context.Context) error {
 		}
 		next, limit, room := t.look()
 		switch {
+		case t.owesWord(next, limit):
+			if err := t.heartbeat(ctx); err != nil {
+				return err
+			}
 		case !room || next > limit && limit < t.s.cfg.Source.Durable():
 			// The receiver's window is full, or all that this log has for it is sent.
 			t.pause(ctx)
@@ -153,13 +158,37 @@ func (t *session) rearm(ctx context.Context) {
 	t.beat, t.unbeat = context.WithTimeout(ctx, t.s.cfg.Heartbeat)
 }
 
+// owesWord: the receiver has all that a host waits for and must be told to make it durable; or it has all there is, and
+// may apply more of it than it knows.
+func (t *session) owesWord(next, limit record.Seq) bool {
+	if urgent := t.s.cfg.Urgent(); urgent > t.urged && urgent < next {
+		return true
+	}
+	return next > limit && t.mark < next-1 && t.s.cfg.Mark() > t.mark
+}
+
 func (t *session) heartbeat(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
 	t.rearm(ctx)
 	t.count()
-	return t.conn.WriteFrame(wire.TypeHeartbeat, wire.EncodeHeartbeat(wire.Heartbeat{Mark: t.s.cfg.Mark()}))
+	t.s.mu.Lock()
+	sent := t.s.window.LastSent()
+	t.s.mu.Unlock()
+	h := wire.Heartbeat{Mark: t.s.cfg.Mark(), Urgent: t.urge(sent)}
+	t.mark = h.Mark
+	return t.conn.WriteFrame(wire.TypeHeartbeat, wire.EncodeHeartbeat(h))
+}
+
+// urge says whether a frame behind which the receiver has everything up to sent is to hurry it.
+func (t *session) urge(sent record.Seq) bool {
+	urgent := t.s.cfg.Urgent()
+	if urgent <= t.urged || urgent > sent {
+		return false
+	}
+	t.urged = urgent
+	return true
 }
 
 // send reads a batch from the log and puts it on the link.
@@ -202,7 +231,8 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	if resumed {
 		s.become(StateStreaming, "")
 	}
-	err = t.conn.WriteBatch(wire.Batch{Mark: mark, Records: recs})
+	t.mark = mark
+	err = t.conn.WriteBatch(wire.Batch{Mark: mark, Urgent: t.urge(last), Records: recs})
 	t.count()
 	return err
 }

@@ -12,6 +12,7 @@ import (
 // Batch carries records of a group's log, in sequence order.
 type Batch struct {
 	Mark    record.Seq // the primary's durable mark as the receiver may believe it
+	Urgent  bool       // a host waits for what is stored now to be durable there
 	Records []record.Record
 }
 
@@ -20,9 +21,10 @@ type Ack struct {
 	Stored, Durable, Applied record.Seq
 }
 
-// Heartbeat carries the durable mark when there is nothing else to send.
+// Heartbeat carries the durable mark when there is nothing else to send, or when somebody waits for what it says.
 type Heartbeat struct {
-	Mark record.Seq
+	Mark   record.Seq
+	Urgent bool // as in a batch
 }
 
 // Range is what a receiver that pulls asks for.
@@ -32,7 +34,7 @@ type Range struct {
 	MaxBytes   uint32
 }
 
-// A batch's body: mark u64, number of records u32, 0 u32; then that many entries; then their data, one behind the
+// A batch's body: mark u64, number of records u32, flags u32; then that many entries; then their data, one behind the
 // other, without padding. An entry:
 //
 //	0   seq u64          24  offset u64      48  session u64
@@ -43,7 +45,10 @@ type Range struct {
 //	22  volume u16
 const (
 	batchHeadSize = 16
+	heartbeatSize = 16
 	entrySize     = 80
+
+	flagUrgent = 1 << 0 // of a batch or a heartbeat
 
 	// MaxBatchRecords bounds the records of one batch.
 	MaxBatchRecords = 16384
@@ -63,6 +68,7 @@ func EncodeBatch(b Batch) (net.Buffers, error) {
 	out[0] = head
 	binary.LittleEndian.PutUint64(head, uint64(b.Mark))
 	binary.LittleEndian.PutUint32(head[8:], uint32(len(b.Records)))
+	binary.LittleEndian.PutUint32(head[12:], flagsOf(b.Urgent))
 	size := len(head)
 	for i := range b.Records {
 		r := &b.Records[i]
@@ -127,7 +133,11 @@ func DecodeBatch(body []byte) (Batch, error) {
 	if n > MaxBatchRecords || batchHeadSize+n*entrySize > len(body) {
 		return Batch{}, fmt.Errorf("%w: batch of %d bytes with %d records", ErrFrame, len(body), n)
 	}
-	b := Batch{Mark: record.Seq(binary.LittleEndian.Uint64(body)), Records: make([]record.Record, n)}
+	urgent, err := readFlags(body[12:])
+	if err != nil {
+		return Batch{}, err
+	}
+	b := Batch{Mark: record.Seq(binary.LittleEndian.Uint64(body)), Urgent: urgent, Records: make([]record.Record, n)}
 	data := body[batchHeadSize+n*entrySize:]
 	for i := range b.Records {
 		r, size := getEntry(body[batchHeadSize+i*entrySize:])
@@ -177,15 +187,34 @@ func DecodeAck(body []byte) (Ack, error) {
 	return a, nil
 }
 
+func flagsOf(urgent bool) uint32 {
+	if urgent {
+		return flagUrgent
+	}
+	return 0
+}
+
+func readFlags(b []byte) (urgent bool, err error) {
+	f := binary.LittleEndian.Uint32(b)
+	if f&^flagUrgent != 0 {
+		return false, fmt.Errorf("%w: unknown flags %#x", ErrFrame, f)
+	}
+	return f&flagUrgent != 0, nil
+}
+
+// EncodeHeartbeat: mark u64, flags u32, 0 u32.
 func EncodeHeartbeat(h Heartbeat) []byte {
-	return binary.LittleEndian.AppendUint64(nil, uint64(h.Mark))
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, heartbeatSize), uint64(h.Mark))
+	b = binary.LittleEndian.AppendUint32(b, flagsOf(h.Urgent))
+	return binary.LittleEndian.AppendUint32(b, 0)
 }
 
 func DecodeHeartbeat(body []byte) (Heartbeat, error) {
-	if len(body) != 8 {
+	if len(body) != heartbeatSize {
 		return Heartbeat{}, fmt.Errorf("%w: heartbeat of %d bytes", ErrFrame, len(body))
 	}
-	return Heartbeat{record.Seq(binary.LittleEndian.Uint64(body))}, nil
+	urgent, err := readFlags(body[8:])
+	return Heartbeat{Mark: record.Seq(binary.LittleEndian.Uint64(body)), Urgent: urgent}, err
 }
 
 func EncodeRange(r Range) []byte {
