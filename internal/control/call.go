@@ -100,6 +100,8 @@ type GroupSpec struct {
 	Group   Group             `json:"group"`
 	Role    string            `json:"role"`    // RolePrimary or RoleSecondary
 	Address map[string]string `json:"address"` // node → frames address
+	// Links has the settings of the links from the called node, by the node at their other end.
+	Links map[string]LinkSettings `json:"links,omitempty"`
 }
 
 // GroupSuspend asks the primary to stop copying and to mark what changes.

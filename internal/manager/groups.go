@@ -25,7 +25,6 @@ var unbuilt = []struct {
 	{"--send-every", func(s *control.Settings) bool { return s.SendEveryMS != 0 }},
 	{"--send-bytes", func(s *control.Settings) bool { return s.SendBytes != 0 }},
 	{"--rpo", func(s *control.Settings) bool { return s.RPOMS != 0 }},
-	{"--limit", func(s *control.Settings) bool { return s.Limit != 0 }},
 	{"--compress", func(s *control.Settings) bool { return s.Compress != control.CompressOff }},
 }
 

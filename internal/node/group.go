@@ -13,6 +13,7 @@ import (
 	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/journal"
+	"gantline/internal/pace"
 	"gantline/internal/receiver"
 	"gantline/internal/record"
 	"gantline/internal/sender"
@@ -51,6 +52,8 @@ type group struct {
 	copyWake chan struct{} // copyLoop looks again
 	cause    string        // of the last change of the pair state
 	copySeen copySeen
+
+	limit *pace.Limiter // of what is sent to the secondary
 }
 
 type changedMap struct {
@@ -80,7 +83,7 @@ func (s *scope) stop() {
 }
 
 func (n *Node) newGroup(name string) *group {
-	g := &group{n: n, name: name, wan: &wanCounter{}, copyWake: make(chan struct{}, 1)}
+	g := &group{n: n, name: name, wan: &wanCounter{}, copyWake: make(chan struct{}, 1), limit: pace.New()}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.groups[name] = g
@@ -131,6 +134,9 @@ func (g *group) open(rec *groupRecord) (err error) {
 		}
 	}()
 	g.role = rec.Role
+	if err := g.applySettings(); err != nil {
+		return err
+	}
 	if err := g.wan.open(g.n.wanPath(g.name)); err != nil {
 		return fmt.Errorf("count of bytes sent: %w", err)
 	}
@@ -277,6 +283,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 	n.config.Lock()
 	defer n.config.Unlock()
 	n.learn(spec.Address)
+	if err := n.learnLinks(spec.Links); err != nil {
+		return control.GroupStatus{}, err
+	}
 	name := spec.Group.Name
 	rec := n.state.view().Groups[name]
 	// A late word of the group that moved away is told from a new group of its name: that begins in a higher epoch.

@@ -98,6 +98,7 @@ type Node struct {
 	moves   map[string]*move
 	callers map[string]*wire.Caller
 	address map[string]string // of other nodes, as last told
+	links   map[string]*link  // to other nodes
 
 	runCtx context.Context // ends when the node stops
 	work   sync.WaitGroup
@@ -155,7 +156,7 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx,
 		volumes: map[string]*nodeVolume{}, broken: map[string]error{}, groups: map[string]*group{}, moves: map[string]*move{},
-		callers: map[string]*wire.Caller{}, address: map[string]string{}}
+		callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{}}
 	n.exports = newExports(n)
 	n.sessions = wire.NewSessions(wire.SessionLimits{}, nil)
 	d := st.view()

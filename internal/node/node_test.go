@@ -25,6 +25,7 @@ import (
 type rig struct {
 	t     *testing.T
 	nodes map[string]*rigNode
+	via   map[string]string // addresses that nodes are told in place of the real ones
 	store rigStore
 }
 
@@ -141,6 +142,9 @@ func (r *rig) addresses() map[string]string {
 	m := map[string]string{}
 	for name, n := range r.nodes {
 		m[name] = n.listen
+		if via := r.via[name]; via != "" {
+			m[name] = via
+		}
 	}
 	return m
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gantline/internal/control"
+	"gantline/internal/pace"
 	"gantline/internal/record"
 	"gantline/internal/sender"
 	"gantline/internal/volume"
@@ -112,6 +113,7 @@ func (g *group) feedFrom(secondary string) {
 			return d.DialContext(ctx, "tcp", addr)
 		},
 		Sent:   g.wan.add,
+		Pace:   pace.Chain{g.limit, g.n.linkTo(secondary).limit},
 		Logger: g.n.log,
 	})
 	g.mu.Lock()

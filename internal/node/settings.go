@@ -13,5 +13,7 @@ func (g *group) settings() control.Settings {
 // applySettings puts the recorded settings in force in the running group; under Node.config. Each part compares what
 // it does with what it should do, so a repetition changes nothing, and a restart begins with the same settings.
 func (g *group) applySettings() error {
+	s := g.settings()
+	g.limit.Set(s.Limit)
 	return nil
 }

@@ -97,6 +97,8 @@ type durable struct {
 	Journals map[string]*journalRecord  `json:"journals"`
 	Groups   map[string]*groupRecord    `json:"groups"`
 	Moves    map[string]*migrate.Record `json:"moves"`
+	// Links has the settings of links from this node, by the node at their other end.
+	Links map[string]control.LinkSettings `json:"links,omitempty"`
 }
 
 // state guards the durable record. Every change goes through update: it is on disk when update returns nil.

@@ -49,7 +49,9 @@ type Config struct {
 	// CutOff says of an error of Source that a resync is needed; nil: it is ErrTrimmed or ErrSuspended.
 	CutOff func(err error) bool
 	// Sent is told of bytes of frames put on the link. It is called from several goroutines.
-	Sent   func(bytes int64)
+	Sent func(bytes int64)
+	// Pace holds back what is put on the link; nil: nothing does.
+	Pace   wire.Pacer
 	Logger *slog.Logger
 
 	BatchRecords  int           // default 512
@@ -59,7 +61,9 @@ type Config struct {
 	Heartbeat     time.Duration // default 1 s
 	Retry         time.Duration // between attempts while the link is down, default 1 s
 	DialTimeout   time.Duration // default 1 s
-	HelloTimeout  time.Duration // default 3 s
+	// HelloTimeout bounds the wait for the receiver's answer. It bounds also how long after a link's return a hello that
+	// the link has swallowed keeps the next attempt waiting. Default 1.5 s.
+	HelloTimeout time.Duration
 }
 
 func (c *Config) defaults() {
@@ -80,7 +84,7 @@ func (c *Config) defaults() {
 	wait(&c.Heartbeat, time.Second)
 	wait(&c.Retry, time.Second)
 	wait(&c.DialTimeout, time.Second)
-	wait(&c.HelloTimeout, 3*time.Second)
+	wait(&c.HelloTimeout, 1500*time.Millisecond)
 	if c.Mark == nil {
 		c.Mark = c.Source.Durable
 	}
@@ -192,6 +196,9 @@ func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, a
 	conn, in, err := wire.Handshake(helloCtx, nc, h)
 	if err != nil {
 		return nil, answer{}, refusalOf(err)
+	}
+	if s.cfg.Pace != nil {
+		conn.Pace(s.cfg.Pace)
 	}
 	var a answer
 	if err := in.Decode(&a); err != nil {

@@ -58,9 +58,14 @@ func (t *session) run(parent context.Context) error {
 	ctx, cancel := context.WithCancelCause(parent)
 	var reader sync.WaitGroup
 	reader.Go(func() { cancel(t.readAcks()) })
+	said := make(chan struct{})
+	running := context.AfterFunc(parent, func() {
+		t.conn.Bye() // within its time, whatever the pump is waiting for
+		close(said)
+	})
 	err := t.pump(ctx)
-	if parent.Err() != nil {
-		t.conn.Bye()
+	if !running() {
+		<-said
 	}
 	t.conn.Close()
 	cancel(err)

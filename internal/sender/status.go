@@ -60,8 +60,14 @@ func (s *Sender) Status() Status {
 	st.Has, st.Sent = s.window.Has(), s.window.LastSent()
 	st.FlightRecords, st.FlightBytes = s.window.Flight()
 	st.StopAt, st.Drained = s.stopAt, s.ended
-	if st.State == StateStreaming && st.BlockedOn == "" && !s.window.Room() {
+	if st.State != StateStreaming || st.BlockedOn != "" {
+		return st
+	}
+	switch {
+	case !s.window.Room():
 		st.BlockedOn = fmt.Sprintf("the receiver has not acknowledged %d bytes", st.FlightBytes)
+	case s.cfg.Pace != nil && !s.cfg.Pace.Unlimited() && st.Sent < s.cfg.Source.Durable():
+		st.BlockedOn = "the limit of the group or of its link"
 	}
 	return st
 }

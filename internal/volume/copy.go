@@ -464,6 +464,7 @@ func (s *Subscriber) copyVolume(ctx context.Context, cancel context.CancelCauseF
 	if m == nil {
 		return nil // removed; its marks mean nothing any more
 	}
+	var hosts calm
 	work := func(ctx context.Context, off, length int64) error {
 		_, err := s.Copy(ctx, n, off, length, flags)
 		if errors.Is(err, ErrSuspended) || errors.Is(err, ErrFailed) || errors.Is(err, ErrRole) {
@@ -473,7 +474,7 @@ func (s *Subscriber) copyVolume(ctx context.Context, cancel context.CancelCauseF
 	}
 	return copier.New(copier.Config{
 		Set: s.volumes()[n], Region: s.cfg.BlockSize, Size: m.vol.size, Work: work,
-		Parallel: opt.Parallel, Limit: opt.Limit,
+		Parallel: opt.Parallel, Limit: opt.Limit, Busy: func() bool { return hosts.busy(s.g.hostOps()) },
 	}).Run(ctx)
 }
 

@@ -79,8 +79,7 @@ type presence struct {
 	job    *copier.Job
 	idle   sync.Pool // buffers of as many regions as are fetched at once
 
-	seen   atomic.Uint64 // the group's tip when busy was asked last
-	seenAt atomic.Int64  // when that was a new one, since began
+	calm calm
 
 	mu    sync.Mutex
 	fresh []int64 // arrived, not durable yet
@@ -206,21 +205,10 @@ func (p *presence) arrive(region int64) {
 	}
 }
 
-// calmAfter is how long hosts must have been quiet for the fill to take all it can.
-const calmAfter = 100 * time.Millisecond
-
-// busy says whether hosts have written lately.
+// busy says whether hosts have used the group lately.
 func (p *presence) busy() bool {
 	g := p.v.Group()
-	if g == nil {
-		return false
-	}
-	now, tip := int64(time.Since(began)), uint64(g.Tip())
-	if p.seen.Swap(tip) != tip {
-		p.seenAt.Store(now)
-		return true
-	}
-	return now-p.seenAt.Load() < int64(calmAfter)
+	return g != nil && p.calm.busy(g.hostOps())
 }
 
 // Next, Needs and Left make it a copier.Set.

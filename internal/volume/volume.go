@@ -34,6 +34,7 @@ type Volume struct {
 	lone    lone
 	workers workers
 	closed  atomic.Bool
+	ops     atomic.Uint64 // requests executed for hosts
 
 	presence   atomic.Pointer[presence]
 	background sync.WaitGroup // requests that came back from the relay and execute here
@@ -177,6 +178,7 @@ func (v *Volume) execute(p *period, epoch uint64, reqs []*block.Request) {
 	case ModeMoved:
 		v.answerMoved(p, reqs)
 	default:
+		v.ops.Add(uint64(len(reqs)))
 		b := batches.Get().(*batch)
 		b.run(v, p, epoch, reqs)
 		b.release()

@@ -46,7 +46,7 @@ func NewConn(nc net.Conn) *Conn {
 	}
 	c := &Conn{nc: nc, timing: defaultTiming, started: time.Now(), done: make(chan struct{})}
 	c.in.src = (*countingReader)(c)
-	c.out.init(nc, c.fail)
+	c.out.init(nc, c.fail, c.done)
 	return c
 }
 
@@ -121,6 +121,9 @@ func (c *Conn) WriteFrame(t Type, parts ...[]byte) error {
 
 // WaitRoom waits until little enough is queued for more to be sensible, or the connection has ended.
 func (c *Conn) WaitRoom() error { return c.out.waitRoom() }
+
+// Pace has p hold back all that is written from now on; nil: nothing does.
+func (c *Conn) Pace(p Pacer) { c.out.pace(p) }
 
 // SentBytes and ReceivedBytes count bytes of frames, headers included.
 func (c *Conn) SentBytes() int64     { return c.out.sent.Load() }

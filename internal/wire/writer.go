@@ -19,8 +19,17 @@ const (
 	slabSize   = 16 << 10  // small parts and headers are cut from slabs that are never written again
 	roomBytes  = 8 << 20   // WaitRoom waits above this many queued bytes
 	maxVectors = 1024      // IOV_MAX
+	pacedRoom  = 256 << 10 // roomBytes while a pacer holds the connection back: what is queued cannot be taken back
 	maxQueued  = 512 << 20 // above this the peer is given up: everything we answer to is bounded well below
 )
+
+// Pacer holds back what a connection writes.
+type Pacer interface {
+	// Unlimited says that nothing is held back just now.
+	Unlimited() bool
+	// Take waits until some of n bytes may be written and returns how many, at least 1; 0 once done is closed.
+	Take(done <-chan struct{}, n int) int
+}
 
 // writer queues frames and writes them combined: whoever finds it idle writes everything queued, with writev, as far
 // as the socket takes it without waiting. What is left is the writing goroutine's, which exists only for so long.
@@ -28,6 +37,7 @@ type writer struct {
 	nc    net.Conn
 	raw   syscall.RawConn // nil: not a socket, everything goes through the writing goroutine
 	onErr func(error)
+	done  <-chan struct{} // closed when the connection has ended
 
 	mu     sync.Mutex
 	room   sync.Cond
@@ -38,11 +48,13 @@ type writer struct {
 	bytes  int      // queued or being written
 	busy   bool     // somebody is writing
 	err    error
+	pacer  Pacer // nil: none
 	writes sync.WaitGroup
 	sent   atomic.Int64
 
 	// Owned by whoever is busy.
 	cur   [][]byte
+	hold  Pacer // pacer, as of the last take
 	iov   []unix.Iovec
 	n     int
 	errno error
@@ -50,8 +62,8 @@ type writer struct {
 	wait1 func(fd uintptr) bool
 }
 
-func (w *writer) init(nc net.Conn, onErr func(error)) {
-	w.nc, w.onErr = nc, onErr
+func (w *writer) init(nc net.Conn, onErr func(error), done <-chan struct{}) {
+	w.nc, w.onErr, w.done = nc, onErr, done
 	w.room.L = &w.mu
 	if sc, ok := nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
@@ -141,7 +153,7 @@ func (w *writer) flush() error {
 	for len(w.bufs) > 0 && w.err == nil {
 		w.take()
 		err := error(unix.EAGAIN)
-		if w.raw != nil {
+		if w.raw != nil && !w.paced() {
 			w.mu.Unlock()
 			if err = w.raw.Write(w.try); err == nil {
 				err = w.errno
@@ -169,6 +181,16 @@ func (w *writer) take() {
 	w.cur, w.bufs, w.spare = w.bufs, w.spare[:0], nil
 	w.open = false
 	w.busy = true
+	w.hold = w.pacer
+}
+
+// paced says that the pacer holds the connection back, under mu.
+func (w *writer) paced() bool { return w.pacer != nil && !w.pacer.Unlimited() }
+
+func (w *writer) pace(p Pacer) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pacer = p
 }
 
 // wrote ends a take: all of cur is written, or err.
@@ -210,6 +232,9 @@ func (w *writer) writeRest() {
 }
 
 func (w *writer) writeCur() error {
+	if err := w.writePaced(); err != nil {
+		return err
+	}
 	if w.raw == nil {
 		bufs := net.Buffers(w.cur[w.n:])
 		n, err := bufs.WriteTo(w.nc)
@@ -221,6 +246,37 @@ func (w *writer) writeCur() error {
 		return err
 	}
 	return w.errno
+}
+
+// writePaced writes cur in pieces, each as large as the pacer lets it be, until the end or until there is no limit.
+func (w *writer) writePaced() error {
+	for w.hold != nil && w.n < len(w.cur) && !w.hold.Unlimited() {
+		left := 0
+		for _, b := range w.cur[w.n:min(len(w.cur), w.n+maxVectors)] {
+			left += len(b)
+		}
+		n := w.hold.Take(w.done, left)
+		if n == 0 {
+			return net.ErrClosed
+		}
+		var piece net.Buffers
+		for n > 0 {
+			b := w.cur[w.n]
+			part := min(n, len(b))
+			piece = append(piece, b[:part])
+			if n -= part; part == len(b) {
+				w.n++
+			} else {
+				w.cur[w.n] = b[part:]
+			}
+		}
+		wrote, err := piece.WriteTo(w.nc)
+		w.sent.Add(wrote)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writev writes cur from buffer n on until all is written, or an error, EAGAIN included, in errno. A buffer written in
@@ -269,7 +325,7 @@ func (w *writer) fail(err error) {
 func (w *writer) waitRoom() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.bytes > roomBytes && w.err == nil {
+	for w.bytes > w.roomLimit() && w.err == nil {
 		if w.busy {
 			w.room.Wait()
 			continue
@@ -279,6 +335,13 @@ func (w *writer) waitRoom() error {
 		w.mu.Lock()
 	}
 	return w.err
+}
+
+func (w *writer) roomLimit() int {
+	if w.paced() {
+		return pacedRoom
+	}
+	return roomBytes
 }
 
 // drain waits until all is written, at most for d.
