@@ -51,7 +51,7 @@ func (g *group) startSecondary(rec *groupRecord) error {
 		return err
 	}
 	g.rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: g.app, Applied: applied,
-		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: 2 * time.Millisecond})
+		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: secondarySyncDelay, SyncBytes: secondarySyncBytes})
 	if err != nil {
 		return err
 	}
@@ -74,6 +74,13 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	g.feed.work.Go(func() { g.watch(g.rcv.Run) })
 	return nil
 }
+
+// An asynchronous secondary makes its log durable so often, for nobody waits for it: each sync, its acknowledgement and what
+// follows cost both ends as much as several writes, and on a shared disk they stand in the way of the hosts' own.
+const (
+	secondarySyncDelay = 8 * time.Millisecond
+	secondarySyncBytes = 4 << 20
+)
 
 func (g *group) watch(run func(context.Context) error) {
 	if err := run(g.feed.ctx); err != nil && g.feed.ctx.Err() == nil {

@@ -59,7 +59,8 @@ type Config struct {
 	Logger *slog.Logger
 
 	// SyncDelay is how long appended records may wait for others to be made durable with, 0: not at all. It ends
-	// early when SyncBytes have gathered, and when the source says that somebody waits.
+	// early when SyncBytes have gathered, behind a fence or the end of a step, and when the source says that somebody
+	// waits.
 	SyncDelay time.Duration
 	SyncBytes int
 	// AckEvery is how often an ack is repeated when nothing changes, default 1 s.

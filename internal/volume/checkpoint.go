@@ -21,32 +21,49 @@ func (g *Group) Checkpoint(ctx context.Context) error {
 // Each step makes true what the next one relies on after a crash: a region counts as present only once its data is
 // flushed; the checkpoint passes a record only once the device and, for one in a region just fetched, the present map
 // hold it; a record is freed only once, for a subscriber that is cut off, its mark is durable (I7).
+//
+// While the devices are flushed, rounds go on: what they write meanwhile is newer than what the checkpoint speaks for, and
+// the log has it.
 func (g *Group) checkpoint() error {
-	g.rounds.Lock()
-	defer g.rounds.Unlock()
-	// The snapshot of done requests must not know more than the durable log: after a power loss a replay of a write
-	// that is gone must execute. So: snapshot, then sync past it.
-	// A request becomes done after the tip has passed its record, so the tip read behind the snapshot covers it.
-	done := g.done.encode(maxDoneBytes)
-	if err := g.syncTo(g.Tip()); err != nil {
+	g.checkpoints.Lock()
+	defer g.checkpoints.Unlock()
+	reached, done, err := g.beginCheckpoint()
+	if err != nil {
 		return err
-	}
-	if err := g.round(); err != nil {
-		return err
-	}
-	reached := g.roundTip
-	if g.postponed != 0 {
-		reached = min(reached, g.postponed-1)
 	}
 	for _, m := range g.each() {
 		if err := m.flush(); err != nil {
 			return g.fail(fmt.Errorf("flushing volume %s: %w", m.vol.name, err))
 		}
 	}
+	g.rounds.Lock()
+	defer g.rounds.Unlock()
 	g.ckpt = max(g.ckpt, reached)
 	g.ckptAt = time.Now()
-	g.sinceCheckpoint.Store(0)
 	return g.trim(done)
+}
+
+// beginCheckpoint writes everything back and returns the last record that the devices then have, with all before it, and
+// the done requests to be kept with it.
+func (g *Group) beginCheckpoint() (reached record.Seq, done []byte, err error) {
+	g.rounds.Lock()
+	defer g.rounds.Unlock()
+	g.sinceCheckpoint.Store(0)
+	// The snapshot of done requests must not know more than the durable log: after a power loss a replay of a write
+	// that is gone must execute. So: snapshot, then sync past it.
+	// A request becomes done after the tip has passed its record, so the tip read behind the snapshot covers it.
+	done = g.done.encode(maxDoneBytes)
+	if err := g.syncTo(g.Tip()); err != nil {
+		return 0, nil, err
+	}
+	if err := g.round(); err != nil {
+		return 0, nil, err
+	}
+	reached = g.roundTip
+	if g.postponed != 0 {
+		reached = min(reached, g.postponed-1)
+	}
+	return reached, done, nil
 }
 
 // flush makes a member's device durable, then the presence of what had been fetched before that.
@@ -58,6 +75,9 @@ func (m *member) flush() error {
 	}
 	if !m.unflushed.Swap(false) && len(arrived) == 0 {
 		return nil
+	}
+	if err := m.long.writeOut(m.vol.dev); err != nil {
+		return err
 	}
 	if err := m.vol.dev.Flush(); err != nil {
 		return err
@@ -93,6 +113,20 @@ func (g *Group) trim(done []byte) error {
 		return g.fail(fmt.Errorf("trimming the log: %w", err))
 	}
 	return nil
+}
+
+// checkpointLoop does the checkpoints beside the rounds, which would else stand still while a device is flushed.
+func (g *Group) checkpointLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.checkpointKick:
+		}
+		if err := g.checkpointIfDue(); err != nil {
+			return err
+		}
+	}
 }
 
 // checkpointIfDue keeps the log from filling up. With a subscriber far behind, the log stays filled whatever the

@@ -87,7 +87,7 @@ func (r Role) String() string {
 // Group is the set of volumes that share one log. All methods may be called concurrently.
 //
 // Locks, outermost first: rounds → mu is forbidden (a full log is relieved under mu, which takes rounds), so nothing
-// under rounds takes mu. mu → rounds → syncing → the leaves (cache.mu, doneTable.mu, Subscriber.mu, recentMu, roomMu).
+// under rounds or checkpoints takes mu. mu → checkpoints → rounds → syncing → the leaves (cache.mu, doneTable.mu, Subscriber.mu, recentMu, roomMu).
 type Group struct {
 	cfg  Config
 	log  Log
@@ -139,6 +139,7 @@ func (g *Group) Run(ctx context.Context) error {
 	var loops errgroup.Group
 	loops.Go(func() error { defer stop(); return g.syncLoop(work) })
 	loops.Go(func() error { defer stop(); return g.writeBackLoop(work) })
+	loops.Go(func() error { defer stop(); return g.checkpointLoop(work) })
 	loops.Go(func() error {
 		select {
 		case <-work.Done():

@@ -276,7 +276,7 @@ func (p *presence) store(buf []byte, off int64) error {
 		} else {
 			_, err = p.v.dev.WriteAt(buf[:n], off)
 		}
-		if d, ok := p.v.dev.(interface{ WriteBack(off, n int64) error }); err == nil && ok && n >= eagerBytes {
+		if d, ok := p.v.dev.(interface{ WriteBack(off, n int64) error }); err == nil && ok && n >= longRun {
 			// At most what all fetches hold is then on its way to the disk, where the hosts' syncs have to pass it.
 			err = d.WriteBack(off, n)
 		}

@@ -108,6 +108,8 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 			return err
 		}
 	}
+	g.checkpoints.Lock() // one that is under way speaks for the old log
+	defer g.checkpoints.Unlock()
 	g.rounds.Lock()
 	defer g.rounds.Unlock()
 	if g.cached.Load() > 0 {

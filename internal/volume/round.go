@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"gantline/internal/block"
 	"gantline/internal/record"
 )
 
@@ -25,13 +24,16 @@ import (
 //
 // Making the devices durable is separate and rare (checkpoint.go).
 type writeBack struct {
-	rounds    sync.Mutex // one round or checkpoint at a time
+	rounds    sync.Mutex // one round at a time; the results of one, and the checkpoint, change under it
 	scratch   []segment
 	bufs      [][]byte
 	roundTip  record.Seq // T of the last round
 	postponed record.Seq // lowest sequence postponed by it, 0: none
 	ckpt      record.Seq // all records up to it are flushed on the devices
 	ckptAt    time.Time
+
+	checkpoints    sync.Mutex // one checkpoint at a time
+	checkpointKick chan struct{}
 
 	roundKick       chan struct{}
 	roundDue        atomic.Bool  // something has been cached since the last round began
@@ -47,7 +49,7 @@ const (
 
 func (g *Group) kickRound() { poke(g.roundKick) }
 
-// writeBackLoop starts a round RoundDelay after the first write, or when RoundBytes are cached; and checkpoints.
+// writeBackLoop starts a round RoundDelay after the first write, or when RoundBytes are cached.
 func (g *Group) writeBackLoop(ctx context.Context) error {
 	delay := time.NewTimer(g.cfg.CheckpointEvery)
 	defer delay.Stop()
@@ -64,9 +66,7 @@ func (g *Group) writeBackLoop(ctx context.Context) error {
 		if err := g.roundNow(); err != nil {
 			return err
 		}
-		if err := g.checkpointIfDue(); err != nil {
-			return err
-		}
+		poke(g.checkpointKick)
 		delay.Reset(g.cfg.CheckpointEvery)
 	}
 }
@@ -194,7 +194,7 @@ func (m *member) writeRun(run []segment) error {
 		return dev.Trim(first.off, first.end-first.off)
 	case len(run) == 1:
 		_, err := dev.WriteAt(first.data, first.off)
-		beginWriteBack(dev, first.off, first.end-first.off)
+		m.long.note(dev, first.off, first.end-first.off)
 		return err
 	}
 	g := m.group
@@ -206,19 +206,8 @@ func (m *member) writeRun(run []segment) error {
 	if err := dev.WritevAt(g.bufs, first.off); err != nil {
 		return err
 	}
-	beginWriteBack(dev, first.off, run[len(run)-1].end-first.off)
+	m.long.note(dev, first.off, run[len(run)-1].end-first.off)
 	return nil
-}
-
-// eagerBytes is the length of a device write from which it is sent on to the disk at once. Such a range is seldom written
-// again soon; left to gather, gigabytes would wait for one flush, and all who sync anything on that disk with it.
-const eagerBytes = 256 << 10
-
-// beginWriteBack does that on devices that can.
-func beginWriteBack(dev block.Device, off, n int64) {
-	if d, ok := dev.(interface{ BeginWriteBack(off, n int64) }); ok && n >= eagerBytes {
-		d.BeginWriteBack(off, n)
-	}
 }
 
 func sortedKeys[V any](m map[record.VolumeNumber]V) []record.VolumeNumber {

@@ -48,6 +48,7 @@ type member struct {
 	cache  *cache
 
 	unflushed atomic.Bool // device writes since the last device flush
+	long      longRuns    // the long ones among them
 	blind     atomic.Bool // has absent regions, and SetPresence has not told yet which
 }
 
