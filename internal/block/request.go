@@ -37,6 +37,10 @@ type Request struct {
 	Length int64  // bytes; for OpWrite len(Data)
 	Data   []byte // OpWrite: payload; OpRead: to be filled
 
+	// CRC is the CRC32C of a write's Data, if HasCRC: it was found when the data was received and checked.
+	CRC    uint32
+	HasCRC bool
+
 	// Session and Number identify a request across replays and relays; Session 0 means "never replayed".
 	// All requests of Session with a number at or below Floor have been answered to their host.
 	Session uint64

@@ -218,7 +218,7 @@ func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
 		}
 		switch t {
 		case wire.TypeBatch:
-			err = r.batches(ctx, s, body)
+			err = r.batches(ctx, s)
 		case wire.TypeHeartbeat:
 			var hb wire.Heartbeat
 			if hb, err = wire.DecodeHeartbeat(body); err == nil {
@@ -239,9 +239,9 @@ func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
 // maxGather bounds the records that are gathered from small batches into one append.
 const maxGather = 2048
 
-// batches stores the batch in body and those behind it that are in the buffer already.
-func (r *Receiver) batches(ctx context.Context, s *stream, body []byte) error {
-	b, err := wire.DecodeBatch(body)
+// batches stores the batch just read and those behind it that are in the buffer already.
+func (r *Receiver) batches(ctx context.Context, s *stream) error {
+	b, err := s.conn.Batch()
 	if err != nil {
 		return refuse(ReasonProtocol, "%v", err)
 	}
@@ -253,7 +253,7 @@ func (r *Receiver) batches(ctx context.Context, s *stream, body []byte) error {
 		}
 		switch t {
 		case wire.TypeBatch:
-			more, err := wire.DecodeBatch(body)
+			more, err := s.conn.Batch()
 			if err != nil {
 				return refuse(ReasonProtocol, "%v", err)
 			}
@@ -449,6 +449,7 @@ func (r *Receiver) append(s *stream, recs []record.Record) error {
 	r.full = false
 	for i := range recs {
 		r.unsynced += len(recs[i].Data)
+		r.hurry = r.hurry || recs[i].Op == record.OpFence || recs[i].Op == record.OpEnd
 	}
 	r.cfg.Applier.Stored(recs)
 	r.wakeSync()

@@ -114,7 +114,7 @@ func opOf(r *block.Request) record.Op {
 }
 
 // build makes records of the writes, all but their sequence. It runs before the commit mutex is taken: the checksums
-// are most of it.
+// of what has none yet are most of it.
 func (b *batch) build(m *member) {
 	now := time.Now().UnixNano()
 	for _, r := range b.reqs {
@@ -124,7 +124,9 @@ func (b *batch) build(m *member) {
 		}
 		if r.Op == block.OpWrite {
 			rec.Data = r.Data
-			rec.CRC = record.Checksum(r.Data)
+			if rec.CRC = r.CRC; !r.HasCRC {
+				rec.CRC = record.Checksum(r.Data)
+			}
 		}
 		if r.Op == block.OpZero && r.Flags&block.FlagNoHole == 0 {
 			rec.Op = record.OpTrim // the host does not mind a hole

@@ -102,15 +102,17 @@ func (c *Conn) Buffered() bool {
 
 // Queue adds a frame to what is to be written; Flush writes it. Parts up to smallPart bytes are copied, longer ones
 // are kept and must not change any more. Neither waits for the peer: see WaitRoom.
-func (c *Conn) Queue(t Type, parts ...[]byte) error { return c.out.queueFrame(t, parts) }
+func (c *Conn) Queue(t Type, parts ...[]byte) error { return c.out.queueFrame(t, parts, nil) }
 
 // Flush writes what is queued as far as the socket takes it at once; the rest goes by itself. If another goroutine is
 // writing already, that one takes it along.
 func (c *Conn) Flush() error { return c.out.flush() }
 
 // WriteFrame queues a frame, flushes, and waits while too much is queued.
-func (c *Conn) WriteFrame(t Type, parts ...[]byte) error {
-	if err := c.out.queueFrame(t, parts); err != nil {
+func (c *Conn) WriteFrame(t Type, parts ...[]byte) error { return c.writeFrame(t, parts, nil) }
+
+func (c *Conn) writeFrame(t Type, parts [][]byte, sums []uint32) error {
+	if err := c.out.queueFrame(t, parts, sums); err != nil {
 		return err
 	}
 	if err := c.out.flush(); err != nil {
@@ -227,7 +229,7 @@ func (c *Conn) keep() {
 		if n := c.out.sent.Load(); n != sends {
 			sends, spoke = n, now
 		} else if now.Sub(spoke) >= c.timing.ping {
-			_ = c.out.queueFrame(TypePing, nil)
+			_ = c.out.queueFrame(TypePing, nil, nil)
 			spoke = now
 		}
 		_ = c.out.flush() // nothing stays queued longer than a tick, whoever forgot it

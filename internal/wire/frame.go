@@ -4,10 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"gantline/internal/block"
+	"gantline/internal/record"
 )
 
 // Type says what a frame's body is. The numbers travel and never change.
@@ -53,8 +53,6 @@ var (
 	// ErrBye ends a connection that the peer has closed in order.
 	ErrBye = errors.New("peer said bye")
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // limit is the greatest body of a type, bytes; false for a type we do not know.
 func (t Type) limit() (int, bool) {
@@ -119,11 +117,25 @@ func putHeader(h []byte, t Type, n int) {
 	binary.LittleEndian.PutUint32(h[8:], uint32(n))
 }
 
-func checkFrame(frame []byte) error {
-	crc := crc32.Update(0, castagnoli, frame[:12])
-	crc = crc32.Update(crc, castagnoli, frame[headerSize:])
-	if want := binary.LittleEndian.Uint32(frame[12:]); crc != want {
-		return fmt.Errorf("%w: %v fails its checksum", ErrFrame, Type(frame[5]))
+// checkFrame reads all bytes of a frame once: what its checksum is found from is kept for those who need the checksums of
+// the parts.
+func (f *frameReader) checkFrame(t Type, frame []byte) error {
+	body := frame[headerSize:]
+	var sum uint32
+	switch {
+	case t == TypeBatch:
+		f.batch, sum, f.malformed = decodeBatch(body)
+	case t == TypeRequest && len(body) > requestSize:
+		f.payload = record.Checksum(body[requestSize:])
+		sum = record.Join(record.Checksum(body[:requestSize]), f.payload, len(body)-requestSize)
+	default:
+		sum = record.Checksum(body)
+	}
+	sum = record.Join(record.Checksum(frame[:12]), sum, len(body))
+	// A frame whose sender has joined the checksums of records fails with the record that does: the peer is told which.
+	if want := binary.LittleEndian.Uint32(frame[12:]); sum != want && !(t == TypeBatch && errors.Is(f.malformed, errRecordSum)) {
+		f.batch = Batch{}
+		return fmt.Errorf("%w: %v fails its checksum", ErrFrame, t)
 	}
 	return nil
 }
@@ -144,6 +156,11 @@ type frameReader struct {
 	large bool   // the last frame that did not fit was a large one
 	only  Type   // if not 0: no other type is accepted, so that a stranger makes us allocate little
 	err   error  // sticky
+
+	// Of the last frame, found by checking it.
+	batch     Batch  // of a batch
+	malformed error  // why it is none
+	payload   uint32 // checksum of what follows the head of a request
 }
 
 // have reports whether a whole frame, or the proof of a broken one, is in the buffer.
@@ -190,7 +207,7 @@ func (f *frameReader) parse() (Type, []byte, error) {
 	}
 	frame := f.buf[f.r : f.r+total : f.r+total]
 	f.r += total
-	if err := checkFrame(frame); err != nil {
+	if err := f.checkFrame(t, frame); err != nil {
 		return 0, nil, err
 	}
 	return t, frame[headerSize:], nil

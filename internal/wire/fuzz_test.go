@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"hash/crc32"
 	"io"
 	"testing"
 	"testing/iotest"
@@ -67,7 +66,7 @@ func FuzzHello(f *testing.F) {
 
 func FuzzBodies(f *testing.F) {
 	data := []byte("data")
-	parts, _ := EncodeBatch(Batch{Mark: 1, Records: []record.Record{{Seq: 1, Data: data, CRC: crc32.Checksum(data, castagnoli)}, {Seq: 2}}})
+	parts, _ := EncodeBatch(Batch{Mark: 1, Records: []record.Record{{Seq: 1, Data: data, CRC: record.Checksum(data)}, {Seq: 2}}})
 	f.Add(bytes.Join(parts, nil))
 	req := make([]byte, requestSize)
 	putRequest(req, &block.Request{Op: block.OpRead, Length: 4096}, 1, 2)

@@ -181,6 +181,9 @@ func (s *ioServer) parse(body []byte) (*ioRequest, uint64, error) {
 	for old := s.highest.Load(); q.Number > old && !s.highest.CompareAndSwap(old, q.Number); old = s.highest.Load() {
 	}
 	q.bytes = int64(len(q.Data))
+	if q.bytes > 0 {
+		q.CRC, q.HasCRC = s.conn.in.payload, true
+	}
 	if q.Op == block.OpRead {
 		q.Data, q.bytes = s.buffer(int(q.Length)), q.Length
 	}

@@ -2,8 +2,8 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"hash/crc32"
 	"net"
 
 	"gantline/internal/record"
@@ -126,45 +126,81 @@ func getEntry(e []byte) (record.Record, int) {
 // DecodeBatch reads a batch's body. The records' data are slices of it. Each record's CRC is checked against its data:
 // it was computed where the host's write was numbered, so it also guards every hop before this one.
 func DecodeBatch(body []byte) (Batch, error) {
+	b, _, err := decodeBatch(body)
+	return b, err
+}
+
+// errRecordSum: a record's data is not what was numbered.
+var errRecordSum = errors.New("fails its checksum")
+
+// decodeBatch also returns the checksum of the whole body, whatever is wrong with it; it reads no byte twice.
+func decodeBatch(body []byte) (b Batch, sum uint32, err error) {
+	b, sum, err = decodeRecords(body)
+	if err != nil {
+		return Batch{}, record.Checksum(body), err
+	}
+	return b, sum, nil
+}
+
+func decodeRecords(body []byte) (Batch, uint32, error) {
 	if len(body) < batchHeadSize {
-		return Batch{}, fmt.Errorf("%w: batch of %d bytes", ErrFrame, len(body))
+		return Batch{}, 0, fmt.Errorf("%w: batch of %d bytes", ErrFrame, len(body))
 	}
 	n := int(binary.LittleEndian.Uint32(body[8:]))
 	if n > MaxBatchRecords || batchHeadSize+n*entrySize > len(body) {
-		return Batch{}, fmt.Errorf("%w: batch of %d bytes with %d records", ErrFrame, len(body), n)
+		return Batch{}, 0, fmt.Errorf("%w: batch of %d bytes with %d records", ErrFrame, len(body), n)
 	}
 	urgent, err := readFlags(body[12:])
 	if err != nil {
-		return Batch{}, err
+		return Batch{}, 0, err
 	}
 	b := Batch{Mark: record.Seq(binary.LittleEndian.Uint64(body)), Urgent: urgent, Records: make([]record.Record, n)}
-	data := body[batchHeadSize+n*entrySize:]
+	head, data := body[:batchHeadSize+n*entrySize], body[batchHeadSize+n*entrySize:]
+	sum := record.Checksum(head)
 	for i := range b.Records {
-		r, size := getEntry(body[batchHeadSize+i*entrySize:])
+		r, size := getEntry(head[batchHeadSize+i*entrySize:])
 		if size > len(data) {
-			return Batch{}, fmt.Errorf("%w: data of record %d ends beyond the batch", ErrFrame, r.Seq)
+			return Batch{}, 0, fmt.Errorf("%w: data of record %d ends beyond the batch", ErrFrame, r.Seq)
 		}
 		if size > 0 {
 			r.Data, data = data[:size:size], data[size:]
-			if crc := crc32.Checksum(r.Data, castagnoli); crc != r.CRC {
-				return Batch{}, fmt.Errorf("%w: record %d fails its checksum", ErrFrame, r.Seq)
+			crc := record.Checksum(r.Data)
+			if crc != r.CRC {
+				return Batch{}, 0, fmt.Errorf("%w: record %d %w", ErrFrame, r.Seq, errRecordSum)
 			}
+			sum = record.Join(sum, crc, size)
 		}
 		b.Records[i] = r
 	}
 	if len(data) != 0 {
-		return Batch{}, fmt.Errorf("%w: %d bytes behind the batch's data", ErrFrame, len(data))
+		return Batch{}, 0, fmt.Errorf("%w: %d bytes behind the batch's data", ErrFrame, len(data))
 	}
-	return b, nil
+	return b, sum, nil
 }
 
-// WriteBatch writes a batch as one frame and waits while too much is queued.
+// Batch is what the frame holds that ReadFrame has returned last, a batch: it was decoded, and all its checksums checked,
+// when the frame was. For the reading goroutine only.
+func (c *Conn) Batch() (Batch, error) {
+	b := c.in.batch
+	c.in.batch = Batch{}
+	return b, c.in.malformed
+}
+
+// WriteBatch writes a batch as one frame and waits while too much is queued. The records' checksums are taken for those of
+// their data: wherever a byte of it has changed since, the receiver will find it.
 func (c *Conn) WriteBatch(b Batch) error {
 	parts, err := EncodeBatch(b)
 	if err != nil {
 		return err
 	}
-	return c.WriteFrame(TypeBatch, parts...)
+	sums := make([]uint32, 1, len(parts))
+	sums[0] = record.Checksum(parts[0])
+	for i := range b.Records {
+		if len(b.Records[i].Data) > 0 {
+			sums = append(sums, b.Records[i].CRC)
+		}
+	}
+	return c.writeFrame(TypeBatch, parts, sums)
 }
 
 // EncodeAck and its like return the body of their frame.

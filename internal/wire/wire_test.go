@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"hash/crc32"
 	"io"
 	"net"
 	"strings"
@@ -54,7 +53,7 @@ func TestBatchCrossesAsItIs(t *testing.T) {
 		r := record.Record{Seq: record.Seq(40 + i), Epoch: 3, Incarnation: 2, Op: record.OpWrite, Flags: 1, Volume: 7,
 			Offset: 1 << 40, Length: uint32(len(data)), Time: -5, Session: 9, Request: 8, Mark: 39, Data: data}
 		if data != nil {
-			r.CRC = crc32.Checksum(data, castagnoli)
+			r.CRC = record.Checksum(data)
 		}
 		want.Records = append(want.Records, r)
 	}
@@ -92,7 +91,7 @@ func TestBatchCrossesAsItIs(t *testing.T) {
 
 func TestBatchWithChangedDataIsRefused(t *testing.T) {
 	data := []byte("what the host wrote")
-	parts, err := EncodeBatch(Batch{Records: []record.Record{{Seq: 1, Data: data, CRC: crc32.Checksum(data, castagnoli) + 1}}})
+	parts, err := EncodeBatch(Batch{Records: []record.Record{{Seq: 1, Data: data, CRC: record.Checksum(data) + 1}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,8 +187,8 @@ func TestStrangersAreToldWhatIsWrong(t *testing.T) {
 func rawFrame(t Type, body []byte) []byte {
 	f := make([]byte, headerSize, headerSize+len(body))
 	putHeader(f, t, len(body))
-	crc := crc32.Update(0, castagnoli, f[:12])
-	crc = crc32.Update(crc, castagnoli, body)
+	crc := record.Extend(0, f[:12])
+	crc = record.Extend(crc, body)
 	f[12], f[13], f[14], f[15] = byte(crc), byte(crc>>8), byte(crc>>16), byte(crc>>24)
 	return append(f, body...)
 }

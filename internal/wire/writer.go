@@ -3,7 +3,6 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"net"
 	"sync"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gantline/internal/record"
 )
 
 const (
@@ -74,8 +75,8 @@ func (w *writer) init(nc net.Conn, onErr func(error), done <-chan struct{}) {
 	w.wait1 = func(fd uintptr) bool { w.writev(int(fd)); return w.errno != unix.EAGAIN }
 }
 
-// queueFrame appends one frame; it never waits.
-func (w *writer) queueFrame(t Type, parts [][]byte) error {
+// queueFrame appends one frame; it never waits. sums, if there are any, are the checksums of the parts.
+func (w *writer) queueFrame(t Type, parts [][]byte, sums []uint32) error {
 	body := 0
 	for _, p := range parts {
 		body += len(p)
@@ -92,9 +93,13 @@ func (w *writer) queueFrame(t Type, parts [][]byte) error {
 		// The header is made where it will be sent from; a local one would be an allocation per frame.
 		h := w.reserve(headerSize)
 		putHeader(h, t, body)
-		crc := crc32.Update(0, castagnoli, h[:12])
-		for _, p := range parts {
-			crc = crc32.Update(crc, castagnoli, p)
+		crc := record.Checksum(h[:12])
+		for i, p := range parts {
+			if sums != nil {
+				crc = record.Join(crc, sums[i], len(p))
+			} else {
+				crc = record.Extend(crc, p)
+			}
 			w.append(p)
 		}
 		binary.LittleEndian.PutUint32(h[12:], crc)
