@@ -90,7 +90,7 @@ func TestCrashKeepsAPrefixWithEveryFlushedWrite(t *testing.T) {
 			t.Fatalf("round %d (killed %v): the image is no prefix of the %d writes", i, killed, len(h.events))
 		}
 		// The same image may stand for several k (overwrites with zeros of zeros): take the latest.
-		for next := h.isPrefix(got, k+1); k < len(h.events) && next > k; next = h.isPrefix(got, min(k+1, len(h.events))) {
+		for next := h.isPrefix(got, min(k+1, len(h.events))); k < len(h.events) && next > k; next = h.isPrefix(got, min(k+1, len(h.events))) {
 			k = next
 			if k == len(h.events) {
 				break
