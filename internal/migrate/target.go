@@ -27,9 +27,7 @@ type Ops interface {
 	Adopt(h *control.Handover) error
 	// Decide asks the store for its one compare-and-swap and returns its word.
 	Decide(ctx context.Context, cut uint64) (string, error)
-	// Prepare opens e+1 in the log here; nobody is served, fed or told.
-	Prepare() error
-	// Serve does what Prepare has not done, and begins to feed the secondary.
+	// Serve opens e+1 in the log here and begins to feed the secondary.
 	Serve(ctx context.Context) error
 	// Release lets held requests run here: data migrating mode.
 	Release() error
@@ -208,7 +206,7 @@ func (t *Target) do(ctx context.Context, act Action) error {
 	case Seal:
 		return t.seal(ctx)
 	case Decide:
-		return t.decide(ctx, t.rec.Cut())
+		return t.decide(ctx)
 	case Open:
 		return t.open()
 	case Run:
@@ -246,10 +244,6 @@ func (t *Target) pend(ctx context.Context) error {
 }
 
 // seal: dead after the source has sealed and before the hand-over is on disk here, we ask again and get the same.
-//
-// The store is asked while the record is being written: the hand-over is durable in the log by then. Dead with the store's
-// word given and the record not written, we are where the order has left us, and seal, adopt and ask once more: source
-// and store answer as they did. Nothing is opened before both are there.
 func (t *Target) seal(ctx context.Context) error {
 	t.point(control.StepSeal, "before")
 	h, err := t.ops.Seal(ctx)
@@ -265,8 +259,6 @@ func (t *Target) seal(ctx context.Context) error {
 	// The log has taken over table and done requests; the record keeps the figures only, and stays small to save.
 	kept := *h
 	kept.Table, kept.Done, kept.Changed = nil, nil, nil
-	asked := make(chan error, 1)
-	go func() { asked <- t.decide(ctx, h.Cut) }()
 	err = t.update(func(r *Record) {
 		r.Handover = &kept
 		r.Stage = Adopted
@@ -274,9 +266,6 @@ func (t *Target) seal(ctx context.Context) error {
 	})
 	if err == nil {
 		t.point(control.StepSeal, "after")
-	}
-	if unanswered := <-asked; err == nil {
-		err = unanswered // it is asked again: by itself from now on
 	}
 	return err
 }
@@ -291,9 +280,9 @@ func (t *Target) fail(err error) {
 	t.heldSince = t.now().Add(-HoldLimit - time.Second)
 }
 
-func (t *Target) decide(ctx context.Context, cut uint64) error {
+func (t *Target) decide(ctx context.Context) error {
 	t.point(control.StepDecide, "before")
-	word, err := t.ops.Decide(ctx, cut)
+	word, err := t.ops.Decide(ctx, t.rec.Cut())
 	if err != nil {
 		return err
 	}
@@ -307,13 +296,9 @@ func (t *Target) decide(ctx context.Context, cut uint64) error {
 	return nil
 }
 
-// open is the promise: from its Save on this node serves e+1 and nothing goes back. The row of e+1 is opened in the log
-// beside it. A row that is there without the promise is empty and known to nobody; kept, it goes on in a new
-// incarnation, refused, it goes with the log.
+// open is the promise: from its Save on this node serves e+1 and nothing goes back.
 func (t *Target) open() error {
 	t.point(control.StepSource, "before")
-	prepared := make(chan error, 1)
-	go func() { prepared <- t.ops.Prepare() }()
 	err := t.update(func(r *Record) {
 		r.Stage = Opened
 		r.Note(control.StepSource, t.now())
@@ -321,7 +306,7 @@ func (t *Target) open() error {
 	if err == nil {
 		t.point(control.StepSource, "after")
 	}
-	return errors.Join(err, <-prepared)
+	return err
 }
 
 func (t *Target) run(ctx context.Context) error {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,10 +19,8 @@ import (
 type world struct {
 	t   *testing.T
 	rnd *rand.Rand
-	mu  sync.Mutex // the store is asked, and the log prepared, beside a save
 
-	disk    []byte // the target's record as saved
-	adopted bool   // the hand-over is durable in its log
+	disk []byte // the target's record as saved
 
 	// Source, all durable.
 	sealed, reopened bool
@@ -46,8 +43,6 @@ var errLost = errors.New("connection lost")
 
 // step is called around each effect: it may fail the call or kill the process, and checks the promise every time.
 func (w *world) step(who string, effect func()) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.check()
 	if w.away[who] {
 		return fmt.Errorf("%s: %w", who, errLost)
@@ -103,47 +98,27 @@ func (w *world) Seal(context.Context) (*control.Handover, error) {
 	return &control.Handover{ID: "g-1", Epoch: 1, Cut: 7}, err
 }
 
-func (w *world) Adopt(*control.Handover) error {
-	return w.step("disk", func() { w.adopted = true })
-}
+func (w *world) Adopt(*control.Handover) error { return w.step("disk", func() {}) }
 
 func (w *world) Decide(context.Context, uint64) (string, error) {
-	word := ""
 	err := w.step("store", func() {
-		if !w.sealed || !w.adopted {
-			w.t.Errorf("the store was asked with the source sealed %v, the hand-over durable %v", w.sealed, w.adopted)
+		if !w.sealed {
+			w.t.Fatal("the store was asked before the source was sealed")
 		}
 		if w.decided == "" {
 			w.decided = control.DecidedTarget
 		}
-		word = w.decided
 	})
-	return word, err
-}
-
-// stage is what is on disk, read where nothing else runs.
-func (w *world) stage() Stage {
-	var r Record
-	if err := json.Unmarshal(w.disk, &r); err != nil {
-		w.t.Errorf("record %s: %v", w.disk, err)
-	}
-	return r.Stage
-}
-
-func (w *world) Prepare() error {
-	return w.step("disk", func() {
-		if s := w.stage(); s != Adopted && s != Opened {
-			w.t.Errorf("the log is prepared at stage %s", s)
-		}
-		if w.decided != control.DecidedTarget {
-			w.t.Errorf("the log is prepared, decided is %q", w.decided)
-		}
-	})
+	return w.decided, err
 }
 
 func (w *world) Serve(context.Context) error {
-	if s := w.stage(); s != Opened && s != Drained && s != Single {
-		w.t.Fatalf("serves at stage %s", s)
+	var r Record
+	if err := json.Unmarshal(w.disk, &r); err != nil {
+		return err
+	}
+	if r.Stage != Opened && r.Stage != Drained && r.Stage != Single {
+		w.t.Fatalf("serves at stage %s", r.Stage)
 	}
 	return w.step("here", func() { w.serving = true })
 }

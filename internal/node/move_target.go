@@ -196,25 +196,13 @@ func (o *targetOps) Decide(ctx context.Context, cut uint64) (string, error) {
 	return reply.Decided, err
 }
 
-// Prepare opens the epoch in the log, once a run. The group's record has named e+1 since the registration.
-func (o *targetOps) Prepare() error {
-	g := o.group()
-	if g.vg.Role() == volume.RoleServing {
-		return nil
-	}
-	return g.openRow()
-}
-
-// Serve begins to feed the secondary, once a run.
+// Serve opens the epoch in the log, once a run, and begins to feed the secondary.
 func (o *targetOps) Serve(context.Context) error {
 	g := o.group()
 	if err := g.serving(); err == nil {
 		return nil
 	}
-	if err := o.Prepare(); err != nil {
-		return err
-	}
-	return g.servePrimary(o.spec.Secondary)
+	return g.startPrimary(o.spec.Secondary)
 }
 
 // Release lets the held requests run here; what is absent has been known since the start.

@@ -32,14 +32,6 @@ func (g *group) startPrimaryRole(rec *groupRecord) error {
 // startPrimary opens the next row of the epoch table and serves hosts in it. A row is never opened twice: recovery goes
 // on in a new incarnation, so what a crash has left behind the end of the log is never taken for a record.
 func (g *group) startPrimary(secondary string) error {
-	if err := g.openRow(); err != nil {
-		return err
-	}
-	return g.servePrimary(secondary)
-}
-
-// openRow is the part of startPrimary that nobody sees but the log.
-func (g *group) openRow() error {
 	rec := g.n.state.view().Groups[g.name]
 	row := record.Row{Epoch: rec.Epoch, Incarnation: 1, Node: g.n.cfg.Name, First: g.vg.Appended() + 1}
 	if cur, ok := g.vg.Table().Current(); ok {
@@ -52,12 +44,9 @@ func (g *group) openRow() error {
 			row.Incarnation = cur.Incarnation + 1
 		}
 	}
-	return g.vg.Serve(row)
-}
-
-// servePrimary serves in the row that is open.
-func (g *group) servePrimary(secondary string) error {
-	rec := g.n.state.view().Groups[g.name]
+	if err := g.vg.Serve(row); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	g.role, g.epoch = control.RolePrimary, rec.Epoch
 	g.mu.Unlock()
