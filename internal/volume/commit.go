@@ -41,6 +41,10 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 		g.dropRedone(b)
 		n, err = g.number(b)
 	}
+	held := g.gated()
+	if held {
+		g.holdAnswers(p, b, n)
+	}
 	g.mu.Unlock()
 
 	m.want(b)
@@ -52,6 +56,8 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 		case r.Flags&block.FlagFUA != 0:
 			g.waitDurable(p, r, b.recs[i].Seq, b)
 			continue
+		case held:
+			continue
 		default:
 			r.Finish(nil)
 		}
@@ -62,10 +68,16 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 			g.waitDurable(p, r, g.Tip(), b)
 			continue
 		}
+		if held && r.Err == nil {
+			continue
+		}
 		r.Finish(r.Err)
 		answered++
 	}
 	p.leave(answered)
+	if held {
+		g.answerStored() // the acknowledgement may have been quicker than this
+	}
 }
 
 // admit is the check at the moment of applying, under the commit mutex: whatever the gate let in, only the owner of the
@@ -79,7 +91,8 @@ func (g *Group) admit(epoch uint64, v *Volume) error {
 		if epoch > g.row.Epoch {
 			return &block.MovedError{Volume: v.name, Epoch: epoch}
 		}
-		return nil
+		_, _, refusal := g.replicated()
+		return refusal
 	case RoleSealed:
 		return g.successorOf(v)
 	case RoleFollowing:
@@ -182,7 +195,7 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	if errors.Is(err, ErrFull) {
 		err = g.relieve(recs)
 	}
-	if errors.Is(err, ErrFull) && errors.Is(err, ErrSourceAway) {
+	if errors.Is(err, ErrFull) && (errors.Is(err, ErrSourceAway) || errors.Is(err, ErrHeldBack)) {
 		return 0, fmt.Errorf("%w: %w", block.ErrIO, err)
 	}
 	if tooMuch := errors.Is(err, ErrFull) || errors.Is(err, ErrTooLarge); tooMuch && len(recs) > 1 {
@@ -203,6 +216,8 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	g.tip.Store(uint64(seq))
 	if g.synced() > mark {
 		g.wakeSubscribers() // a sync that was quicker than this has woken them for nothing
+	} else {
+		g.wakeAhead()
 	}
 	g.noteAppended(bytes)
 	return len(recs), nil
@@ -219,6 +234,9 @@ func (g *Group) relieve(recs []record.Record) error {
 			return err
 		}
 		slowest := g.slowest()
+		if slowest == nil && g.someoneStays() {
+			return g.waitForSubscriber(recs)
+		}
 		if slowest == nil {
 			return g.waitPostponed(func() error { return g.log.Append(recs) })
 		}

@@ -271,11 +271,12 @@ func (s *Subscriber) attachData(r *record.Record) {
 	}
 }
 
-// ackCopies, under mu, lets go of the copies that are durable there. Outside a step their marks go: all later writes to
+// ackCopies, under mu, lets go of the copies that are durable there, and here: a mark that was cleared for a record which
+// this log then loses would be missing for good. Outside a step their marks go: all later writes to
 // the block are in the stream. Inside one they are collected, until the step has been applied.
 func (s *Subscriber) ackCopies() {
-	n := 0
-	for n < len(s.copies) && s.copies[n].seq <= s.durable {
+	n, durable := 0, min(s.durable, s.g.Durable())
+	for n < len(s.copies) && s.copies[n].seq <= durable {
 		c := &s.copies[n]
 		s.copyBytes -= int64(len(c.data))
 		if b := s.volumes()[c.volume]; b != nil && c.bit >= 0 {

@@ -28,6 +28,8 @@ var (
 	ErrSourceAway = errors.New("region is absent and the source of the move is away")
 	// ErrSuspended: the subscriber is suspended; what it lacks stands in its changed map.
 	ErrSuspended = errors.New("subscriber is suspended")
+	// ErrHeldBack: the log is full of what a lost subscriber lacks, and hosts would rather stop than go on without it.
+	ErrHeldBack = errors.New("log is full of what the secondary lacks, and --on-link-loss is stop")
 	// ErrUnknownVolume: a record names a volume number that is no member.
 	ErrUnknownVolume = errors.New("record names a volume that is no member of the group")
 	// ErrMeta: the owner's blob in the log is not ours or damaged.

@@ -121,6 +121,7 @@ type Group struct {
 
 	metaStore
 	syncer
+	replicas
 	writeBack
 }
 
@@ -163,6 +164,10 @@ func (g *Group) Close() error {
 		m.vol.closed.Store(true)
 		m.vol.gate.change(ModeFailed, m.vol.execute)
 	}
+	for _, s := range *g.subs.Load() {
+		s.letGo()
+	}
+	g.release()
 	if err := g.drainForClose(); err != nil {
 		return err
 	}
@@ -242,7 +247,7 @@ func (g *Group) fail(err error) error {
 	g.roomMu.Lock()
 	g.room.Broadcast()
 	g.roomMu.Unlock()
-	g.completeWaiters()
+	g.release()
 	g.wakeSubscribers()
 	return wrapped
 }

@@ -37,6 +37,8 @@ type meta struct {
 type metaSub struct {
 	Acked     record.Seq `json:"acked"`
 	Suspended bool       `json:"suspended"`
+	Sync      bool       `json:"sync,omitempty"`  // it has all that was answered to hosts, who wait for it
+	Stale     record.Seq `json:"stale,omitempty"` // it was promised all, until it was cut off: it lacks what begins here
 }
 
 type metaStore struct {

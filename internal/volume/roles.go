@@ -148,6 +148,7 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 	if g.Role() != RoleServing {
 		return 0, fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, g.Role())
 	}
+	inStep := g.streaming()
 	reopen := g.shutGates(next)
 	for _, m := range g.each() {
 		if err := m.vol.Drain(ctx); err != nil {
@@ -155,7 +156,7 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 			return 0, err
 		}
 	}
-	cut, err := g.appendFence(next)
+	cut, err := g.appendFence(next, inStep)
 	if err != nil {
 		if g.Err() == nil {
 			reopen()
@@ -188,12 +189,31 @@ func (g *Group) shutGates(next record.EpochID) func() {
 	}
 }
 
-func (g *Group) appendFence(next record.EpochID) (record.Seq, error) {
+// streaming counts the subscribers in the stream.
+func (g *Group) streaming() int {
+	n := 0
+	for _, s := range *g.subs.Load() {
+		if s.State() == SubStreaming {
+			n++
+		}
+	}
+	return n
+}
+
+// appendFence, unless a subscriber was cut off since inStep were counted: what it lacks is known here alone.
+func (g *Group) appendFence(next record.EpochID, inStep int) (record.Seq, error) {
 	payload, err := json.Marshal(next)
 	if err != nil {
 		return 0, err
 	}
-	return g.appendControl(record.Record{Op: record.OpFence, Data: payload}, func(seq record.Seq) {
+	fence := record.Record{Op: record.OpFence, Data: payload, Length: uint32(len(payload)), CRC: record.Checksum(payload),
+		Time: time.Now().UnixNano()}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.streaming() < inStep {
+		return 0, fmt.Errorf("%w: group %s: the secondary was cut off while the last requests were answered", ErrSuspended, g.cfg.Name)
+	}
+	return g.controlLocked(fence, func(seq record.Seq) {
 		g.cut, g.next = seq, next
 		g.role.Store(uint32(RoleSealed))
 	})

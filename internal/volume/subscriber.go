@@ -46,6 +46,7 @@ const (
 type SubscriberEvent struct {
 	Subscriber string
 	State      SubscriberState
+	Sync       bool // State is as it was: hosts' answers wait for the subscriber now, or fail for it
 	Reason     string
 }
 
@@ -56,6 +57,7 @@ type SubscriberConfig struct {
 	Retain    Retain          // default RetainApplied
 	Changed   map[record.VolumeNumber]Bitmap
 	BlockSize int64 // bytes that a mark stands for; default 64 KiB
+	Sync      SyncConfig
 	// OnEvent runs on a goroutine of its own; events of one subscriber come in order.
 	OnEvent func(SubscriberEvent)
 }
@@ -86,6 +88,9 @@ type Subscriber struct {
 
 	events  []SubscriberEvent
 	telling bool
+	news    bool // for Wait: something but records
+
+	protection
 }
 
 // Subscribe registers a subscriber. One that was cut off before a restart is suspended again, and all that the log
@@ -98,6 +103,7 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 		cfg.Retain = RetainApplied
 	}
 	s := &Subscriber{name: name, g: g, cfg: cfg}
+	s.poke = make(chan struct{}, 1)
 	volumes := map[record.VolumeNumber]*blocks{}
 	s.changed = sync.NewCond(&s.mu)
 	for n, bits := range cfg.Changed {
@@ -151,11 +157,32 @@ func (s *Subscriber) start() {
 	}
 	acked = min(max(acked, trimmed), s.g.Tip())
 	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
+	s.ackStored.Store(uint64(acked))
+	s.ackDurable.Store(uint64(acked))
 	s.state.Store(uint32(state))
+	s.startGuard(known, !ok && trimmed > 0)
+}
+
+// startGuard goes on with what was promised before a restart. A log that began behind a hand-over has taken the promise
+// over with it: only pairs that are in step are moved.
+func (s *Subscriber) startGuard(known metaSub, moved bool) {
+	s.guard = guard{cfg: s.cfg.Sync.filled(), state: guardOff}
+	s.stale = known.Stale
+	if !s.guard.cfg.On {
+		return
+	}
+	s.ahead.Store(true)
+	s.guard.become(guardBehind, "not caught up since the start")
+	if s.State() == SubStreaming && (known.Sync || moved) {
+		s.promised, s.stale = true, 0
+		s.guard.become(guardHolds, "promised before the start")
+		s.gated.Store(true)
+	}
 }
 
 // Unsubscribe forgets a subscriber; it holds nothing back any more.
 func (g *Group) Unsubscribe(name string) error {
+	defer g.release()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	subs := slices.Clone(*g.subs.Load())
@@ -167,6 +194,7 @@ func (g *Group) Unsubscribe(name string) error {
 	subs = slices.Delete(subs, i, i+1)
 	g.subs.Store(&subs)
 	gone.setState(SubSuspended, "unsubscribed")
+	gone.gated.Store(false) // it is no subscriber any more: nobody waits for it
 	return g.saveMeta(func(m *meta) { delete(m.Subs, name) })
 }
 
@@ -198,7 +226,14 @@ func (g *Group) Subscriber(name string) *Subscriber {
 func (s *Subscriber) Name() string           { return s.name }
 func (s *Subscriber) State() SubscriberState { return SubscriberState(s.state.Load()) }
 func (s *Subscriber) Table() record.Table    { return s.g.log.Table() }
-func (s *Subscriber) Durable() record.Seq    { return s.g.Durable() }
+
+// Durable is how far records may be sent: in synchronous mode all that is in the log, else what is durable.
+func (s *Subscriber) Durable() record.Seq {
+	if s.ahead.Load() {
+		return s.g.Tip()
+	}
+	return s.g.Durable()
+}
 
 // Cursor is what the subscriber has acknowledged.
 func (s *Subscriber) Cursor() (stored, durable, applied record.Seq) {
@@ -214,7 +249,8 @@ func (s *Subscriber) Begin() (record.Seq, bool) {
 	return s.begin, s.State() == SubResyncing
 }
 
-// Wait returns once there is a durable record above `after`; ErrSuspended if the subscriber is cut off.
+// Wait returns once there is a record above `after` that may be sent, or Mark or Urgent may have risen; ErrSuspended if
+// the subscriber is cut off.
 func (s *Subscriber) Wait(ctx context.Context, after record.Seq) error {
 	stop := context.AfterFunc(ctx, s.wake)
 	defer stop()
@@ -226,7 +262,8 @@ func (s *Subscriber) Wait(ctx context.Context, after record.Seq) error {
 			return s.g.Err()
 		case s.State() == SubSuspended:
 			return ErrSuspended
-		case s.g.Durable() > after:
+		case s.Durable() > after || s.news:
+			s.news = false
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -241,7 +278,7 @@ func (s *Subscriber) wake() {
 	s.mu.Unlock()
 }
 
-// Read returns durable records from `from` on, at least one if there is one, from memory or else from the log. Copied
+// Read returns records that may be sent from `from` on, at least one if there is one, from memory or else from the log. Copied
 // blocks carry their data if they were copied for this subscriber and are not acknowledged yet. A resyncing subscriber
 // reads from the step's begin on.
 func (s *Subscriber) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error) {
@@ -251,11 +288,11 @@ func (s *Subscriber) Read(from record.Seq, maxRecords, maxBytes int) ([]record.R
 	if begin, ok := s.Begin(); ok {
 		from = max(from, begin)
 	}
-	durable := s.g.Durable()
-	if from > durable {
+	sendable := s.Durable()
+	if from > sendable {
 		return nil, nil
 	}
-	recs := s.g.readRecent(from, durable, maxRecords, maxBytes)
+	recs := s.g.readRecent(from, sendable, maxRecords, maxBytes)
 	if recs == nil {
 		var err error
 		if recs, err = s.g.log.Read(from, maxRecords, maxBytes); err != nil {
@@ -263,7 +300,7 @@ func (s *Subscriber) Read(from record.Seq, maxRecords, maxBytes int) ([]record.R
 		}
 	}
 	for i := range recs {
-		if recs[i].Seq > durable {
+		if recs[i].Seq > sendable {
 			recs = recs[:i]
 			break
 		}
@@ -303,6 +340,8 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 			s.name, stored, durable, applied, s.g.Tip())
 	}
 	s.stored, s.durable, s.applied = max(s.stored, stored), max(s.durable, durable), max(s.applied, applied)
+	s.ackStored.Store(uint64(stored))
+	s.ackDurable.Store(uint64(s.durable))
 	if s.State() == SubSuspended || s.cutting {
 		s.mu.Unlock()
 		return nil // its records may have been freed already; the marks say what it lacks
@@ -321,6 +360,9 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 		s.finishStep()
 	}
 	s.g.forgetAcked(acked)
+	if s.gated.Load() {
+		s.g.release()
+	}
 	return nil
 }
 
@@ -347,7 +389,9 @@ func (s *Subscriber) keeps() (record.Seq, bool) {
 func (s *Subscriber) forMeta() metaSub {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming}
+	s.guardMu.Lock()
+	defer s.guardMu.Unlock()
+	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming, Sync: s.promised, Stale: s.stale}
 }
 
 // slowest is the subscriber in the stream that holds back records which the group itself does not need any more.
@@ -355,7 +399,7 @@ func (g *Group) slowest() *Subscriber {
 	var found *Subscriber
 	lowest := g.freeableHere()
 	for _, s := range *g.subs.Load() {
-		if keep, ok := s.keeps(); ok && keep < lowest {
+		if keep, ok := s.keeps(); ok && keep < lowest && !s.mustStay() {
 			found, lowest = s, keep
 		}
 	}
@@ -371,11 +415,13 @@ func (g *Group) freeableHere() record.Seq {
 // Suspend takes the subscriber out of the stream at the newest record.
 func (s *Subscriber) Suspend(reason string) error {
 	s.g.mu.Lock()
-	defer s.g.mu.Unlock()
 	if s.State() != SubSuspended {
 		s.cutOff(reason)
 	}
-	return s.g.saveMeta(func(*meta) {})
+	err := s.g.saveMeta(func(*meta) {})
+	s.g.mu.Unlock()
+	s.g.release()
+	return err
 }
 
 // cutOff suspends under the commit mutex. First the marks of all that is not acknowledged, then the state: whoever sees
@@ -390,6 +436,7 @@ func (s *Subscriber) cutOff(reason string) {
 		s.markAll()
 	}
 	s.setState(SubSuspended, reason)
+	s.ungate()
 	s.g.forgetAcked(s.g.Tip())
 }
 

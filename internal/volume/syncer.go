@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,11 +28,13 @@ type syncer struct {
 	waiting []durableWait
 }
 
-// durableWait is a FLUSH or FUA write: answered once the log is durable to seq.
+// durableWait is a FLUSH or FUA write: answered once the log is durable to seq, here and at every subscriber that hosts
+// wait for.
 type durableWait struct {
 	seq record.Seq
 	p   *period
 	r   *block.Request
+	at  time.Duration // since began
 }
 
 func (s *syncer) init() {
@@ -74,15 +77,24 @@ func (g *Group) waitDurable(p *period, r *block.Request, seq record.Seq, b *batc
 		p.leave(1)
 		return
 	}
-	if seq <= g.synced() {
+	_, there, refusal := g.replicated()
+	if seq <= min(g.synced(), there) {
 		r.Finish(nil)
 		p.leave(1)
 		return
 	}
+	if refusal != nil {
+		r.Finish(refusal)
+		p.leave(1)
+		return
+	}
 	g.waitMu.Lock()
-	g.waiting = append(g.waiting, durableWait{seq: seq, p: p, r: r})
+	g.waiting = append(g.waiting, durableWait{seq: seq, p: p, r: r, at: time.Since(began)})
 	g.waitMu.Unlock()
 	b.waiting++
+	if seq > there {
+		g.hurry(seq) // first: the subscriber syncs while this side does
+	}
 }
 
 // wantSync has the sync done that the batch's requests wait for: here, if nothing but they is in flight, and nobody
@@ -95,7 +107,7 @@ func (g *Group) wantSync(p *period, b *batch) {
 	}
 	poke(g.kick)
 	poke(g.urgent)
-	if g.Err() != nil {
+	if _, _, refusal := g.replicated(); g.Err() != nil || refusal != nil {
 		g.completeWaiters() // they may have queued behind the failure's own round of answers
 	}
 }
@@ -144,13 +156,18 @@ func (g *Group) syncLocked() error {
 
 func (g *Group) wakeSubscribers() {
 	for _, s := range *g.subs.Load() {
-		s.wake()
+		s.synced()
 	}
 }
 
-// completeWaiters answers those the log is durable for now, or all, once the group has failed.
+// completeWaiters answers those the log is durable for now, here and there, or all, once the group has failed or a
+// subscriber that must not be missed is lost.
 func (g *Group) completeWaiters() {
-	durable, failure := g.synced(), g.Err()
+	_, there, refusal := g.replicated()
+	durable, failure := min(g.synced(), there), refusal
+	if err := g.Err(); err != nil {
+		failure = g.hostError(err)
+	}
 	g.waitMu.Lock()
 	var ready []durableWait
 	keep := g.waiting[:0]
@@ -167,7 +184,7 @@ func (g *Group) completeWaiters() {
 	var answers block.Answers
 	for _, w := range ready {
 		if failure != nil && w.seq > durable {
-			answers.Finish(w.r, g.hostError(failure))
+			answers.Finish(w.r, failure)
 		} else {
 			answers.Finish(w.r, nil)
 		}
@@ -177,9 +194,10 @@ func (g *Group) completeWaiters() {
 }
 
 func (g *Group) someoneWaits() bool {
+	durable := g.synced()
 	g.waitMu.Lock()
 	defer g.waitMu.Unlock()
-	return len(g.waiting) > 0
+	return slices.ContainsFunc(g.waiting, func(w durableWait) bool { return w.seq > durable }) // the others wait for a subscriber
 }
 
 // syncLoop syncs at once for those who wait, else when enough has gathered.
