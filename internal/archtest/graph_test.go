@@ -168,6 +168,7 @@ func TestCheckerFindsBrokenRules(t *testing.T) {
 		{"internal/record", "time"},
 		{"internal/journal", m + "/internal/control"},
 		{"internal/journal", m + "/internal/volume"},
+		{"internal/queue", m + "/internal/journal"},
 		{"internal/copier", m + "/internal/manager"},
 		{"internal/copier", m + "/internal/volume"},
 		{"internal/sender", m + "/internal/receiver"},

@@ -67,6 +67,12 @@ var rules = []rule{
 		why:  "a log is below all that uses it: it stores records and knows neither volumes nor peers",
 	},
 	{
+		from:  []string{"internal/queue"},
+		deny:  []string{ours},
+		allow: vocabulary,
+		why:   "the log in memory has its devices and maps given to it: it keeps records, numbers and marks, and does no more with them",
+	},
+	{
 		from: []string{"internal/nbd", "internal/wire"},
 		deny: []string{"internal/journal", "internal/volume", "internal/route", "internal/gateway", "internal/sender", "internal/receiver"},
 		why:  "a protocol's edge hands requests to a block.Target or a handler: whatever stands behind, the same edge serves it",

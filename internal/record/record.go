@@ -57,6 +57,8 @@ const (
 	FlagAtOnce uint8 = 1 << 0
 	// FlagEmpty on OpCopy: the record carries no data.
 	FlagEmpty uint8 = 1 << 1
+	// FlagCopied on OpTrim: a copied block of zeros, or a hole. The primary's own volume is so already.
+	FlagCopied uint8 = 1 << 2
 )
 
 // Row is one (epoch, incarnation) of the epoch table: who numbered, from which sequence on, and, once known, to which.

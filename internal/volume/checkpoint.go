@@ -31,10 +31,8 @@ func (g *Group) checkpoint() error {
 	if err != nil {
 		return err
 	}
-	for _, m := range g.each() {
-		if err := m.flush(); err != nil {
-			return g.fail(fmt.Errorf("flushing volume %s: %w", m.vol.name, err))
-		}
+	if err := g.flushDevices(reached); err != nil {
+		return err
 	}
 	g.rounds.Lock()
 	defer g.rounds.Unlock()
@@ -64,6 +62,19 @@ func (g *Group) beginCheckpoint() (reached record.Seq, done []byte, err error) {
 		reached = min(reached, g.postponed-1)
 	}
 	return reached, done, nil
+}
+
+// flushDevices makes the records up to seq, which have been written, durable on the devices.
+func (g *Group) flushDevices(seq record.Seq) error {
+	if g.mem != nil {
+		return g.syncTo(seq) // that is the log's own sync: two flushes beside each other would each see half of the writes
+	}
+	for _, m := range g.each() {
+		if err := m.flush(); err != nil {
+			return g.fail(fmt.Errorf("flushing volume %s: %w", m.vol.name, err))
+		}
+	}
+	return nil
 }
 
 // flush makes a member's device durable, then the presence of what had been fetched before that.
@@ -106,7 +117,7 @@ func (g *Group) trim(done []byte) error {
 	if err != nil {
 		return err
 	}
-	if upTo <= g.log.Cursors().Trimmed {
+	if g.mem == nil && upTo <= g.log.Cursors().Trimmed {
 		return nil
 	}
 	if err := g.log.Trim(upTo); err != nil {
@@ -141,6 +152,10 @@ func (g *Group) checkpointIfDue() error {
 	fetched := g.freshRegions()
 	g.rounds.Unlock()
 	switch {
+	case g.mem != nil: // what is acknowledged has been forgotten already
+		if late && (moved || g.mem.InDoubt()) {
+			return g.checkpoint()
+		}
 	case late && fetched, moved && (late || filled && g.sinceCheckpoint.Load() >= capacity/10):
 		return g.checkpoint()
 	case filled && g.trimmable(behind):
@@ -170,7 +185,8 @@ func (g *Group) freeable(ckpt record.Seq) record.Seq {
 	// One that has not subscribed again since the restart holds the log back like those that have.
 	g.metaMu.Lock()
 	for name, s := range g.meta.Subs {
-		if !s.Suspended && g.Subscriber(name) == nil {
+		// With a log in memory one that was cut off does so too: the marks in doubt are not in its map before it is here.
+		if (!s.Suspended || g.mem != nil) && g.Subscriber(name) == nil {
 			upTo = min(upTo, s.Acked)
 		}
 	}

@@ -33,6 +33,9 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 	b.build(m)
 	m.admitAbsent(p, b)
 	g.waitRoom()
+	if g.mem != nil {
+		g.mem.Prepare(b.recs)
+	}
 
 	g.mu.Lock()
 	err := g.admit(epoch, m.vol)
@@ -250,7 +253,7 @@ func (g *Group) spread(recs []record.Record) {
 	grown := int64(0)
 	members := *g.members.Load()
 	for i := range recs {
-		if m := members[recs[i].Volume]; m != nil {
+		if m := members[recs[i].Volume]; m != nil && g.mem == nil {
 			grown += m.insert(&recs[i])
 		}
 	}
@@ -272,15 +275,15 @@ func (g *Group) spread(recs []record.Record) {
 	}
 }
 
-// insert puts a record's effect into the volume's cache.
-func (m *member) insert(r *record.Record) int64 {
-	s := segment{off: int64(r.Offset), end: int64(r.Offset) + int64(r.Length), seq: r.Seq}
+// segmentOf is a record's effect on its volume; false: it has none.
+func segmentOf(r *record.Record) (s segment, ok bool) {
+	s = segment{off: int64(r.Offset), end: int64(r.Offset) + int64(r.Length), seq: r.Seq}
 	switch r.Op {
 	case record.OpWrite:
 		s.kind, s.data = kindData, r.Data
 	case record.OpCopy:
 		if r.Data == nil {
-			return 0
+			return s, false
 		}
 		s.kind, s.data = kindData, r.Data
 	case record.OpZero:
@@ -288,6 +291,15 @@ func (m *member) insert(r *record.Record) int64 {
 	case record.OpTrim:
 		s.kind = kindTrim
 	default:
+		return s, false
+	}
+	return s, true
+}
+
+// insert puts a record's effect into the volume's cache.
+func (m *member) insert(r *record.Record) int64 {
+	s, ok := segmentOf(r)
+	if !ok {
 		return 0
 	}
 	m.cache.mu.Lock()
@@ -303,6 +315,9 @@ func (g *Group) remember(recs []record.Record) {
 	for i := range recs {
 		r := &recs[i]
 		g.noteExtent(r, now)
+		if g.mem != nil {
+			continue // it reads from memory itself
+		}
 		if g.recent.n == maxRecent || g.recent.n > 0 && r.Seq != g.recent.next() {
 			g.forgetRecent(g.recent.first)
 		}

@@ -216,7 +216,7 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 		held.bit = off / s.cfg.BlockSize
 	}
 	if isZero(data) {
-		rec.Op, rec.Flags, held.data = record.OpTrim, flags, nil
+		rec.Op, rec.Flags, held.data = record.OpTrim, flags|record.FlagCopied, nil
 	}
 	// The sender must never meet the record without its data, so this is there before the record is.
 	held.seq = s.g.Tip() + 1
@@ -417,7 +417,7 @@ func (s *Subscriber) markPiece(m *member, off, length int64) error {
 				continue
 			}
 			recs = append(recs, record.Record{
-				Op: record.OpTrim, Flags: record.FlagAtOnce, Volume: m.number,
+				Op: record.OpTrim, Flags: record.FlagAtOnce | record.FlagCopied, Volume: m.number,
 				Offset: uint64(e.Offset), Length: uint32(e.Length), Time: time.Now().UnixNano(),
 			})
 		}

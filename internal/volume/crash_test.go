@@ -118,7 +118,11 @@ func TestCrashKeepsAPrefixWithEveryFlushedWrite(t *testing.T) {
 }
 
 func (s *site) reopenDevices() {
-	s.jdev = s.jdev.Kill()
+	if s.mem != nil {
+		s.mem.each((*block.Crashable).Kill)
+	} else {
+		s.jdev = s.jdev.Kill()
+	}
 	for i := range s.devs {
 		s.devs[i] = s.devs[i].Kill()
 	}

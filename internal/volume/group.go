@@ -44,6 +44,12 @@ type Config struct {
 }
 
 func (c *Config) defaults() {
+	if _, ok := c.Log.(MemoryLog); ok {
+		// A sync is a flush of the devices, with random writes in it; and a checkpoint costs little, and clears marks.
+		setDefault(&c.SyncDelay, 50*time.Millisecond)
+		setDefault(&c.SyncBytes, 16<<20)
+		setDefault(&c.CheckpointEvery, 10*time.Second)
+	}
 	setDefault(&c.CacheBytes, 128<<20)
 	setDefault(&c.RecentBytes, 64<<20)
 	setDefault(&c.CopyBytes, 32<<20)
@@ -91,6 +97,7 @@ func (r Role) String() string {
 type Group struct {
 	cfg  Config
 	log  Log
+	mem  MemoryLog // the log, if it keeps its records in memory only; else nil
 	done *doneTable
 
 	// mu is the commit mutex: who holds it numbers, appends and puts into the caches; roles change under it.

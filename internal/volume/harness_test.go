@@ -36,6 +36,7 @@ func seeded(t testing.TB) (*rand.Rand, uint64) {
 type site struct {
 	t      testing.TB
 	jdev   *block.Crashable
+	mem    *memDevs // the log is a queue; jdev is not used
 	devs   []*block.Crashable
 	size   int64
 	cfg    Config
@@ -72,12 +73,17 @@ func (s *site) open() {
 }
 
 func (s *site) tryOpen() error {
+	cfg := s.cfg
+	cfg.Name = "g"
 	var err error
-	if s.jnl, err = journal.Open([]block.Device{s.jdev}); err != nil {
+	if s.mem != nil {
+		cfg.Log, err = s.mem.open()
+	} else if s.jnl, err = journal.Open([]block.Device{s.jdev}); err == nil {
+		cfg.Log = onJournal{s.jnl}
+	}
+	if err != nil {
 		return err
 	}
-	cfg := s.cfg
-	cfg.Name, cfg.Log = "g", onJournal{s.jnl}
 	s.vols = nil
 	for i, d := range s.devs {
 		v := NewVolume(string(rune('a'+i)), d, s.opt)
@@ -126,7 +132,12 @@ func (s *site) close() {
 
 // crash cuts the power: loops end, devices keep a part of what was not flushed.
 func (s *site) crash() {
-	j := s.jdev.Crash()
+	j := s.jdev
+	if s.mem != nil {
+		s.mem.each((*block.Crashable).Crash)
+	} else {
+		j = s.jdev.Crash()
+	}
 	var devs []*block.Crashable
 	for _, d := range s.devs {
 		devs = append(devs, d.Crash())
@@ -136,7 +147,12 @@ func (s *site) crash() {
 
 // kill is the death of the process alone.
 func (s *site) kill() {
-	j := s.jdev.Kill()
+	j := s.jdev
+	if s.mem != nil {
+		s.mem.each((*block.Crashable).Kill)
+	} else {
+		j = s.jdev.Kill()
+	}
 	var devs []*block.Crashable
 	for _, d := range s.devs {
 		devs = append(devs, d.Kill())

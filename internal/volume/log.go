@@ -1,6 +1,9 @@
 package volume
 
-import "gantline/internal/record"
+import (
+	"gantline/internal/block"
+	"gantline/internal/record"
+)
 
 // Cursors of a log: Trimmed ≤ Durable ≤ Appended. Records in (Trimmed, Appended] are there.
 type Cursors struct{ Trimmed, Durable, Appended record.Seq }
@@ -36,4 +39,32 @@ type Log interface {
 	// Space in bytes.
 	Space() (used, capacity int64)
 	Close() error
+}
+
+// MemoryLog is a Log that keeps its records in memory only, as package queue does: the devices are its store. Append
+// durably marks the regions that the records will write, then writes the devices, then queues; Sync flushes the devices.
+// A group on such a log caches nothing and writes nothing back; all else is the same.
+//
+// At a restart the records are gone. What of them a subscriber lacks lies in the regions in doubt.
+type MemoryLog interface {
+	Log
+	// Attach gives it the devices, before any other use.
+	Attach(Backing)
+	// Prepare marks the regions of records that are about to be appended, outside the commit mutex.
+	Prepare(recs []record.Record)
+	// Forget frees the memory of records that nobody will read any more. Trim besides lets go of their regions.
+	Forget(upTo record.Seq)
+	// Base is the last number of earlier runs, 0 if there were none.
+	Base() record.Seq
+	// Doubt lists the marked regions of a volume; InDoubt says whether there are any at all.
+	Doubt(n record.VolumeNumber) []block.Extent
+	InDoubt() bool
+	// Suspect: the run before has ended on a failed disk, which may have dropped what it had not flushed.
+	Suspect() bool
+}
+
+// Backing is a group's devices to its MemoryLog: see package queue.
+type Backing interface {
+	Write(recs []record.Record) error
+	Flush() error
 }

@@ -32,6 +32,9 @@ func Open(cfg Config) (*Group, error) {
 	g.ckptAt = time.Now()
 	g.subs.Store(&[]*Subscriber{})
 	g.role.Store(uint32(RoleIdle))
+	if g.mem, _ = cfg.Log.(MemoryLog); g.mem != nil {
+		g.mem.Attach(backing{g})
+	}
 	var err error
 	if g.meta, err = decodeMeta(g.log.Meta()); err != nil {
 		return nil, fmt.Errorf("opening group %s: %w", cfg.Name, err)
@@ -39,7 +42,11 @@ func Open(cfg Config) (*Group, error) {
 	if err := g.attachAll(cfg.Members); err != nil {
 		return nil, fmt.Errorf("opening group %s: %w", cfg.Name, err)
 	}
-	if err := g.recover(); err != nil {
+	err = g.recover()
+	if err == nil && g.mem != nil && g.mem.Suspect() {
+		err = g.writeAgain()
+	}
+	if err != nil {
 		for _, m := range g.each() {
 			m.vol.member.CompareAndSwap(m, nil)
 		}

@@ -205,6 +205,9 @@ func (s *Subscriber) synced() {
 // SetSync changes what hosts' answers wait for, now. From asynchronous to synchronous they begin to when the subscriber
 // has caught up; the other way they stop at once.
 func (s *Subscriber) SetSync(cfg SyncConfig) error {
+	if s.g.mem != nil && cfg.On {
+		return fmt.Errorf("%w: group %s cannot be synchronous on %s", ErrRole, s.g.cfg.Name, s.g.logName())
+	}
 	cfg = cfg.filled()
 	s.g.mu.Lock()
 	s.guardMu.Lock()

@@ -66,6 +66,9 @@ func (g *Group) Follow() error {
 	if err := g.Err(); err != nil {
 		return err
 	}
+	if g.mem != nil { // a follower's log is its redo log
+		return fmt.Errorf("%w: group %s cannot follow on %s", ErrRole, g.cfg.Name, g.logName())
+	}
 	for _, m := range g.each() {
 		if err := m.vol.SetMode(context.Background(), ModeReadOnly, true); err != nil {
 			return err
@@ -92,6 +95,9 @@ func (g *Group) Follow() error {
 func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.mem != nil {
+		return fmt.Errorf("%w: group %s cannot take a hand-over on %s", ErrRole, g.cfg.Name, g.logName())
+	}
 	if r := g.Role(); r == RoleServing || r == RoleSealed && len(*g.subs.Load()) > 0 {
 		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
 	}
@@ -145,8 +151,8 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 		}
 		return cut, nil
 	}
-	if g.Role() != RoleServing {
-		return 0, fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, g.Role())
+	if g.Role() != RoleServing || g.mem != nil { // what a sealed queue has not sent yet would be lost with its process
+		return 0, fmt.Errorf("%w: group %s is %s, on %s", ErrRole, g.cfg.Name, g.Role(), g.logName())
 	}
 	inStep := g.streaming()
 	reopen := g.shutGates(next)

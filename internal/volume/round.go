@@ -186,6 +186,7 @@ func runLength(segs []segment, absent func(off int64) bool) int {
 
 func (m *member) writeRun(run []segment) error {
 	m.unflushed.Store(true)
+	defer m.unflushed.Store(true) // again: a flush beside it may have taken the mark before it met the bytes
 	first, dev := run[0], m.vol.dev
 	switch {
 	case first.kind == kindZero:

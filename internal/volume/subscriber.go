@@ -83,6 +83,7 @@ type Subscriber struct {
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
 	blocks    atomic.Pointer[map[record.VolumeNumber]*blocks]
+	lapsed    bool  // SubSuspended only because the log has lost its records at a restart
 	cutting   bool  // marks are being set for all that is not acknowledged: acknowledgements clear none any more
 	copyTotal int64 // marks when the copy began
 
@@ -120,6 +121,9 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 			return nil, fmt.Errorf("%w: subscriber %s", ErrBusy, name)
 		}
 	}
+	if g.mem != nil && cfg.Sync.On {
+		return nil, fmt.Errorf("%w: group %s cannot be synchronous on %s", ErrRole, g.cfg.Name, g.logName())
+	}
 	if len(subs) >= maxSubs {
 		return nil, fmt.Errorf("%w: group %s has %d subscribers", ErrBusy, g.cfg.Name, maxSubs)
 	}
@@ -128,6 +132,7 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 		if err := s.markRange(s.acked+1, g.Tip()); err != nil {
 			return nil, fmt.Errorf("subscriber %s: %w", name, err)
 		}
+		s.markDoubt()
 	}
 	grown := append(slices.Clip(slices.Clone(subs)), s)
 	g.subs.Store(&grown)
@@ -150,15 +155,22 @@ func (s *Subscriber) start() {
 	if ok && known.Suspended || state == SubResyncing {
 		state = SubSuspended // a step that was cut short by a restart is begun anew
 	}
-	if ok && !known.Suspended && known.Acked < trimmed {
+	if s.g.mem != nil && s.g.mem.Base() > 0 {
+		// The records of the run before are gone. What it lacks of them stands in the regions in doubt, and its stream
+		// goes on with a step.
+		state, s.lapsed = SubSuspended, !ok || !known.Suspended
+	} else if ok && !known.Suspended && known.Acked < trimmed {
 		// What it lacks has been freed, which must not happen; nobody knows any more what it was.
 		state = SubSuspended
 		s.markAll()
 	}
 	acked = min(max(acked, trimmed), s.g.Tip())
 	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
-	s.ackStored.Store(uint64(acked))
-	s.ackDurable.Store(uint64(acked))
+	if s.lapsed { // it has what it had said, and not what has been lost here
+		s.stored, s.durable, s.applied = known.Acked, known.Acked, known.Acked
+	}
+	s.ackStored.Store(uint64(s.stored))
+	s.ackDurable.Store(uint64(s.durable))
 	s.state.Store(uint32(state))
 	s.startGuard(known, !ok && trimmed > 0)
 }
@@ -350,8 +362,11 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 	if s.cfg.Retain == RetainDurable && s.State() != SubResyncing {
 		counted = s.durable // inside a step nothing is sure before the whole is applied
 	}
-	s.acked = max(s.acked, counted)
 	s.ackCopies()
+	if s.g.mem != nil && s.State() == SubResyncing {
+		counted = max(counted, s.collectStep())
+	}
+	s.acked = max(s.acked, counted)
 	stepDone := s.State() == SubResyncing && s.end != 0 && s.applied >= s.end
 	s.changed.Broadcast()
 	acked := s.acked
@@ -364,6 +379,14 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 		s.g.release()
 	}
 	return nil
+}
+
+// Lapsed says that the subscriber was in the stream when the process before this one ended, and needs a step (BeginStep)
+// to be in it again, because the log has lost its records.
+func (s *Subscriber) Lapsed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lapsed
 }
 
 // forgetAcked frees the memory of what every subscriber has.
@@ -391,7 +414,7 @@ func (s *Subscriber) forMeta() metaSub {
 	defer s.mu.Unlock()
 	s.guardMu.Lock()
 	defer s.guardMu.Unlock()
-	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming, Sync: s.promised, Stale: s.stale}
+	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming && !s.lapsed, Sync: s.promised, Stale: s.stale}
 }
 
 // slowest is the subscriber in the stream that holds back records which the group itself does not need any more.
@@ -415,6 +438,9 @@ func (g *Group) freeableHere() record.Seq {
 // Suspend takes the subscriber out of the stream at the newest record.
 func (s *Subscriber) Suspend(reason string) error {
 	s.g.mu.Lock()
+	s.mu.Lock()
+	s.lapsed = false
+	s.mu.Unlock()
 	if s.State() != SubSuspended {
 		s.cutOff(reason)
 	}
@@ -450,7 +476,7 @@ func (s *Subscriber) unackedFrom() record.Seq {
 func (s *Subscriber) setState(state SubscriberState, reason string) {
 	s.mu.Lock()
 	s.state.Store(uint32(state))
-	s.cutting = false
+	s.cutting, s.lapsed = false, false
 	if state == SubSuspended {
 		s.copies, s.copyBytes, s.begin, s.end = nil, 0, 0, 0
 		for _, b := range s.volumes() {
@@ -488,15 +514,21 @@ func (s *Subscriber) tell(e SubscriberEvent) {
 	}()
 }
 
-// markRange marks what the records from..upTo touch, by the list in memory, or the log where that does not reach.
+// markRange marks what the records from..upTo touch.
 func (s *Subscriber) markRange(from, upTo record.Seq) error {
-	from = max(from, s.g.log.Cursors().Trimmed+1)
+	return s.g.eachExtent(from, upTo, func(e *extentRef) { s.markExtent(e.op, e.volume, e.off, int64(e.length)) })
+}
+
+// eachExtent calls fn for what each of the records from..upTo touches, by the list in memory, or the log where that does
+// not reach.
+func (g *Group) eachExtent(from, upTo record.Seq, fn func(*extentRef)) error {
+	from = max(from, g.log.Cursors().Trimmed+1)
 	for from <= upTo {
-		if next, ok := s.markListed(from, upTo); ok {
+		if next, ok := g.eachListed(from, upTo, fn); ok {
 			from = next
 			continue
 		}
-		recs, err := s.g.log.Read(from, replayRecords, replayBytes)
+		recs, err := g.log.Read(from, replayRecords, replayBytes)
 		if err != nil {
 			return err
 		}
@@ -504,22 +536,23 @@ func (s *Subscriber) markRange(from, upTo record.Seq) error {
 			return errors.New("the log ends early")
 		}
 		for i := range recs {
-			s.mark(&recs[i])
+			if r := &recs[i]; r.Seq <= upTo {
+				fn(&extentRef{off: int64(r.Offset), length: r.Length, volume: r.Volume, op: r.Op})
+			}
 		}
 		from = recs[len(recs)-1].Seq + 1
 	}
 	return nil
 }
 
-func (s *Subscriber) markListed(from, upTo record.Seq) (record.Seq, bool) {
-	s.g.recentMu.Lock()
-	defer s.g.recentMu.Unlock()
-	if !s.g.extents.has(from) {
+func (g *Group) eachListed(from, upTo record.Seq, fn func(*extentRef)) (record.Seq, bool) {
+	g.recentMu.Lock()
+	defer g.recentMu.Unlock()
+	if !g.extents.has(from) {
 		return from, false
 	}
-	for ; from <= upTo && s.g.extents.has(from); from++ {
-		e := s.g.extents.at(from)
-		s.markExtent(e.op, e.volume, e.off, int64(e.length))
+	for ; from <= upTo && g.extents.has(from); from++ {
+		fn(g.extents.at(from))
 	}
 	return from, true
 }
@@ -544,6 +577,18 @@ func (s *Subscriber) markExtent(op record.Op, n record.VolumeNumber, off, length
 		b.marks.Set(first)
 	} else if first < last {
 		b.marks.SetRange(first, last-first+1)
+	}
+}
+
+// markDoubt marks what may differ after a restart with a log in memory.
+func (s *Subscriber) markDoubt() {
+	if s.g.mem == nil {
+		return
+	}
+	for n := range s.volumes() {
+		for _, e := range s.g.mem.Doubt(n) {
+			s.markExtent(record.OpCopy, n, e.Offset, e.Length)
+		}
 	}
 }
 

@@ -151,6 +151,9 @@ func (g *Group) syncLocked() error {
 	}
 	g.completeWaiters()
 	g.wakeSubscribers()
+	if g.mem != nil && len(*g.subs.Load()) > 0 {
+		g.forgetAcked(durable) // with nobody in the stream there are no acknowledgements that would
+	}
 	return nil
 }
 
