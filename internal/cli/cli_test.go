@@ -121,7 +121,7 @@ func TestCommands(t *testing.T) {
 		{"journal show a/j", 3, "does not exist"},
 		{"journal dump /nonexistent", 1, "nonexistent"},
 		{"group create g --primary a --secondary c --mode sync", 4, "not built yet"},
-		{"group create g --primary a --secondary c --compress zstd", 4, "not built yet"},
+		{"group create g --primary a --secondary c --compress lz4", 2, "off or s2 or zstd"},
 		{"group create g --primary a --secondary c --interval 5s", 2, "--interval belongs to --mode periodic"},
 		{"group create g --primary a --secondary c --mode sync --transfer pull", 2, "use push"},
 		{"group create g --primary a --secondary c --limit 5", 2, "outside 4096"},

@@ -25,7 +25,6 @@ var unbuilt = []struct {
 	{"--send-every", func(s *control.Settings) bool { return s.SendEveryMS != 0 }},
 	{"--send-bytes", func(s *control.Settings) bool { return s.SendBytes != 0 }},
 	{"--rpo", func(s *control.Settings) bool { return s.RPOMS != 0 }},
-	{"--compress", func(s *control.Settings) bool { return s.Compress != control.CompressOff }},
 }
 
 // changed returns the settings with the change made, if nodes can do all of them.

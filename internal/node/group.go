@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"gantline/internal/apply"
 	"gantline/internal/block"
@@ -53,7 +54,8 @@ type group struct {
 	cause    string        // of the last change of the pair state
 	copySeen copySeen
 
-	limit *pace.Limiter // of what is sent to the secondary
+	limit    *pace.Limiter // of what is sent to the secondary
+	compress atomic.Uint32 // wire.Method of it
 }
 
 type changedMap struct {

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"bytes"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -209,5 +211,42 @@ func TestLimitsOnTheWire(t *testing.T) {
 	r.waitFor("in step", func() bool { st := r.status("a"); return st.Applied == st.Appended })
 	if d := time.Since(began); d > 5*time.Second {
 		t.Errorf("without a limit the rest took %v", d)
+	}
+}
+
+// The stream is compressed by what is set, changed while it flows, and data that does not shrink costs nothing on the
+// link. What arrives is what was written.
+func TestCompressedStream(t *testing.T) {
+	r, w := wanRig(t)
+	g := r.group(1, 64<<20)
+	d := r.disks("a", 1)
+	const size = 8 << 20
+	text := bytes.Repeat([]byte("a page of a database, half of which is always the same, says "), size/61+1)[:size]
+	noise := make([]byte, size)
+	rand.NewChaCha8([32]byte{3}).Read(noise)
+	for i, c := range []struct {
+		method   string
+		data     []byte
+		low, top float64 // of the data's size on the link
+	}{{"s2", text, 0, 0.3}, {"zstd", text, 0, 0.2}, {"off", text, 1, 1.2}, {"zstd", noise, 1, 1.2}, {"s2", noise, 1, 1.2}} {
+		g.Compress = c.method
+		r.set(&g, nil)
+		from, counted := w.bytes.Load(), r.status("a").WANBytesSent
+		for off := 0; off < size; off += 64 << 10 {
+			done := make(waiter, 1)
+			d[0].Target.Submit([]*block.Request{{Op: block.OpWrite, Offset: int64(off), Length: 64 << 10,
+				Data: slices.Clone(c.data[off : off+64<<10]), Completer: done}})
+			<-done
+		}
+		r.waitFor("in step", func() bool { st := r.status("a"); return st.Applied == st.Appended })
+		sent := float64(w.bytes.Load() - from)
+		if sent < c.low*size || sent > c.top*size {
+			t.Errorf("%d %s: %.0f bytes on the link for %d", i, c.method, sent, size)
+		}
+		r.waitFor("counted", func() bool { return float64(r.status("a").WANBytesSent-counted) >= 0.99*sent })
+		got := make([]byte, size)
+		if _, err := r.images("c", 1)[0].ReadAt(got, 0); err != nil || !bytes.Equal(got, c.data) {
+			t.Errorf("%d %s: the copy differs (%v)", i, c.method, err)
+		}
 	}
 }

@@ -112,9 +112,10 @@ func (g *group) feedFrom(secondary string) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", addr)
 		},
-		Sent:   g.wan.add,
-		Pace:   pace.Chain{g.limit, g.n.linkTo(secondary).limit},
-		Logger: g.n.log,
+		Sent:     g.wan.add,
+		Compress: func() wire.Method { return wire.Method(g.compress.Load()) },
+		Pace:     pace.Chain{g.limit, g.n.linkTo(secondary).limit},
+		Logger:   g.n.log,
 	})
 	g.mu.Lock()
 	g.snd = snd

@@ -1,6 +1,9 @@
 package node
 
-import "gantline/internal/control"
+import (
+	"gantline/internal/control"
+	"gantline/internal/wire"
+)
 
 // settings are those of the group's record: what `group create` and `group set` have asked for.
 func (g *group) settings() control.Settings {
@@ -15,5 +18,6 @@ func (g *group) settings() control.Settings {
 func (g *group) applySettings() error {
 	s := g.settings()
 	g.limit.Set(s.Limit)
+	g.compress.Store(uint32(wire.MethodOf(s.Compress)))
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,8 @@ import (
 type hello struct {
 	Epoch record.EpochID `json:"epoch"`
 	Table record.Table   `json:"table"`
+	// Compress has the methods that the sender may use.
+	Compress []string `json:"compress"`
 }
 
 type answer struct {
@@ -23,6 +26,8 @@ type answer struct {
 	Applied record.Seq   `json:"applied"`
 	Owed    record.Seq   `json:"owed"` // records up to here come from an older source
 	Table   record.Table `json:"table"`
+	// Compress has those that this side can read.
+	Compress []string `json:"compress,omitempty"`
 }
 
 // stream is one connection of one source.
@@ -112,7 +117,13 @@ func (r *Receiver) enter(in *wire.Incoming) (*stream, answer, error) {
 	r.streams[s] = struct{}{}
 	r.rebind()
 	a := r.ack(v.last)
-	return s, answer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table()}, nil
+	return s, answer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table(),
+		Compress: readable(h.Compress)}, nil
+}
+
+// readable are the offered methods of compression that this side knows.
+func readable(offered []string) []string {
+	return slices.DeleteFunc(slices.Clone(offered), func(name string) bool { return wire.MethodOf(name) == wire.MethodNone })
 }
 
 // replace ends other streams of the source: what is still in their buffers may be of a run of the log that is over.
@@ -217,7 +228,7 @@ func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
 			return err
 		}
 		switch t {
-		case wire.TypeBatch:
+		case wire.TypeBatch, wire.TypePacked:
 			err = r.batches(ctx, s)
 		case wire.TypeHeartbeat:
 			var hb wire.Heartbeat
@@ -236,8 +247,12 @@ func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
 	}
 }
 
-// maxGather bounds the records that are gathered from small batches into one append.
-const maxGather = 2048
+// What is gathered from small batches into one append is bounded: in records, and in bytes, for a compressed batch may
+// be many times as large as what the connection has buffered of it.
+const (
+	maxGather      = 2048
+	maxGatherBytes = 8 << 20
+)
 
 // batches stores the batch just read and those behind it that are in the buffer already.
 func (r *Receiver) batches(ctx context.Context, s *stream) error {
@@ -246,17 +261,18 @@ func (r *Receiver) batches(ctx context.Context, s *stream) error {
 		return refuse(ReasonProtocol, "%v", err)
 	}
 	recs, mark, urgent := b.Records, b.Mark, b.Urgent
-	for len(recs) < maxGather && s.conn.Buffered() {
+	for bytes := dataOf(recs); len(recs) < maxGather && bytes < maxGatherBytes && s.conn.Buffered(); {
 		t, body, err := s.conn.ReadFrame()
 		if err != nil {
 			break // stored first; the error comes again
 		}
 		switch t {
-		case wire.TypeBatch:
+		case wire.TypeBatch, wire.TypePacked:
 			more, err := s.conn.Batch()
 			if err != nil {
 				return refuse(ReasonProtocol, "%v", err)
 			}
+			bytes += dataOf(more.Records)
 			recs, mark, urgent = append(recs, more.Records...), max(mark, more.Mark), urgent || more.Urgent
 		case wire.TypeHeartbeat:
 			hb, err := wire.DecodeHeartbeat(body)
@@ -278,6 +294,13 @@ func (r *Receiver) batches(ctx context.Context, s *stream) error {
 		return err
 	}
 	return r.sendAck(s, false)
+}
+
+func dataOf(recs []record.Record) (bytes int) {
+	for i := range recs {
+		bytes += len(recs[i].Data)
+	}
+	return bytes
 }
 
 // heard believes the source's durable mark, as far as its epoch reaches.

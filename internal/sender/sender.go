@@ -51,8 +51,10 @@ type Config struct {
 	// Sent is told of bytes of frames put on the link. It is called from several goroutines.
 	Sent func(bytes int64)
 	// Pace holds back what is put on the link; nil: nothing does.
-	Pace   wire.Pacer
-	Logger *slog.Logger
+	Pace wire.Pacer
+	// Compress is how batches are compressed from now on, if the receiver can read that; nil: not at all.
+	Compress func() wire.Method
+	Logger   *slog.Logger
 
 	BatchRecords  int           // default 512
 	BatchBytes    int           // default 1 MiB
@@ -96,6 +98,9 @@ func (c *Config) defaults() {
 	}
 	if c.Sent == nil {
 		c.Sent = func(int64) {}
+	}
+	if c.Compress == nil {
+		c.Compress = func() wire.Method { return wire.MethodNone }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -150,7 +155,10 @@ func (s *Sender) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st := &session{s: s, conn: conn, table: table, lastRow: len(table) - 1}
+	st := &session{s: s, conn: conn, table: table, lastRow: len(table) - 1, methods: map[wire.Method]bool{}}
+	for _, name := range ans.Compress {
+		st.methods[wire.MethodOf(name)] = true
+	}
 	defer st.count()
 	defer conn.Close()
 	if err := st.start(ans); err != nil {
@@ -178,7 +186,7 @@ func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, a
 	}
 	h := s.cfg.Hello
 	h.Purpose = wire.PurposeStream
-	h, err := h.WithParams(hello{Epoch: row.ID(), Table: table})
+	h, err := h.WithParams(hello{Epoch: row.ID(), Table: table, Compress: wire.Methods()})
 	if err != nil {
 		return nil, answer{}, err
 	}

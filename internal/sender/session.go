@@ -23,6 +23,8 @@ type session struct {
 	table   record.Table // as shown in the hello
 	lastRow int          // where the record before was found
 	counted atomic.Int64 // bytes told to Config.Sent
+	methods map[wire.Method]bool
+	packer  wire.Packer
 
 	beat   context.Context // ends when a heartbeat is due
 	unbeat context.CancelFunc
@@ -237,9 +239,17 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 		s.become(StateStreaming, "")
 	}
 	t.mark = mark
-	err = t.conn.WriteBatch(wire.Batch{Mark: mark, Urgent: t.urge(last), Records: recs})
+	err = t.conn.WritePacked(wire.Batch{Mark: mark, Urgent: t.urge(last), Records: recs}, t.method(), &t.packer)
 	t.count()
 	return err
+}
+
+// method is how the next batch is compressed.
+func (t *session) method() wire.Method {
+	if m := t.s.cfg.Compress(); t.methods[m] {
+		return m
+	}
+	return wire.MethodNone
 }
 
 // resync waits for a step to begin.

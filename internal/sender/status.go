@@ -103,6 +103,8 @@ func (s *Sender) become(state State, blockedOn string) {
 type hello struct {
 	Epoch record.EpochID `json:"epoch"`
 	Table record.Table   `json:"table"`
+	// Compress has the methods that this side may use; the answer, those that the receiver can read.
+	Compress []string `json:"compress,omitempty"`
 }
 
 type answer struct {
@@ -111,6 +113,8 @@ type answer struct {
 	Applied record.Seq   `json:"applied"`
 	Owed    record.Seq   `json:"owed"` // records up to here come from an older source
 	Table   record.Table `json:"table"`
+
+	Compress []string `json:"compress"`
 }
 
 // Refusal is the receiver's reason for not serving the stream.

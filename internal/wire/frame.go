@@ -25,6 +25,7 @@ const (
 	TypeHeartbeat Type = 34 // stream: durable mark
 	TypeRange     Type = 35 // stream: a receiver that pulls asks for a range
 	TypeControl   Type = 36 // stream: JSON, the two ends' own
+	TypePacked    Type = 37 // stream: a batch, compressed
 	TypeCall      Type = 48 // call: method and parameters
 	TypeReturn    Type = 49 // call: its result or error
 	TypeCancel    Type = 50 // call: the caller has given up
@@ -67,7 +68,7 @@ func (t Type) limit() (int, bool) {
 		return requestSize + MaxPayload, true
 	case TypeReply:
 		return replySize + MaxPayload, true
-	case TypeBatch:
+	case TypeBatch, TypePacked:
 		return MaxBatchBody, true
 	case TypeAck, TypeHeartbeat, TypeRange, TypeCancel:
 		return 64, true
@@ -80,7 +81,7 @@ func (t Type) limit() (int, bool) {
 func (t Type) String() string {
 	names := map[Type]string{TypeHello: "hello", TypeError: "error", TypePing: "ping", TypeBye: "bye",
 		TypeRequest: "request", TypeReply: "reply", TypeBatch: "batch", TypeAck: "ack", TypeHeartbeat: "heartbeat",
-		TypeRange: "range", TypeControl: "control", TypeCall: "call", TypeReturn: "return", TypeCancel: "cancel"}
+		TypeRange: "range", TypeControl: "control", TypePacked: "packed", TypeCall: "call", TypeReturn: "return", TypeCancel: "cancel"}
 	if n, ok := names[t]; ok {
 		return n
 	}
@@ -136,6 +137,9 @@ func (f *frameReader) checkFrame(t Type, frame []byte) error {
 	if want := binary.LittleEndian.Uint32(frame[12:]); sum != want && !(t == TypeBatch && errors.Is(f.malformed, errRecordSum)) {
 		f.batch = Batch{}
 		return fmt.Errorf("%w: %v fails its checksum", ErrFrame, t)
+	}
+	if t == TypePacked {
+		f.batch, f.malformed = unpackBatch(body)
 	}
 	return nil
 }

@@ -178,7 +178,7 @@ func decodeRecords(body []byte) (Batch, uint32, error) {
 	return b, sum, nil
 }
 
-// Batch is what the frame holds that ReadFrame has returned last, a batch: it was decoded, and all its checksums checked,
+// Batch is what the frame holds that ReadFrame has returned last, a batch, packed or not: it was decoded, and all its checksums checked,
 // when the frame was. For the reading goroutine only.
 func (c *Conn) Batch() (Batch, error) {
 	b := c.in.batch
@@ -188,7 +188,10 @@ func (c *Conn) Batch() (Batch, error) {
 
 // WriteBatch writes a batch as one frame and waits while too much is queued. The records' checksums are taken for those of
 // their data: wherever a byte of it has changed since, the receiver will find it.
-func (c *Conn) WriteBatch(b Batch) error {
+func (c *Conn) WriteBatch(b Batch) error { return c.WritePacked(b, MethodNone, nil) }
+
+// WritePacked is WriteBatch with the frame compressed by m where p finds that of use.
+func (c *Conn) WritePacked(b Batch, m Method, p *Packer) error {
 	parts, err := EncodeBatch(b)
 	if err != nil {
 		return err
@@ -198,6 +201,11 @@ func (c *Conn) WriteBatch(b Batch) error {
 	for i := range b.Records {
 		if len(b.Records[i].Data) > 0 {
 			sums = append(sums, b.Records[i].CRC)
+		}
+	}
+	if m != MethodNone {
+		if packed, ok := p.Pack(m, parts, sums); ok {
+			return c.WriteFrame(TypePacked, packed)
 		}
 	}
 	return c.writeFrame(TypeBatch, parts, sums)
