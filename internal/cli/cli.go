@@ -122,7 +122,7 @@ func (a *app) root() *cobra.Command {
 		return nil
 	}
 	root.AddCommand(a.serveCmd(), a.nodeCmd(), a.gatewayCmd(), a.volumeCmd(), a.journalCmd(), a.vvolCmd(), a.groupCmd(),
-		a.pairCmd(), a.migrateCmd(), a.statusCmd(), a.eventsCmd(), a.waitCmd(), a.versionCmd(), a.completionCmd(), a.demoCmd())
+		a.pairCmd(), a.linkCmd(), a.migrateCmd(), a.statusCmd(), a.eventsCmd(), a.waitCmd(), a.versionCmd(), a.completionCmd(), a.demoCmd())
 	root.AddCommand(a.laterCmds()...)
 	return root
 }

@@ -25,7 +25,6 @@ func (a *app) laters(n string, verbs ...string) *cobra.Command {
 func (a *app) laterCmds() []*cobra.Command {
 	return []*cobra.Command{
 		a.later("top", "top"), a.later("check", "check"),
-		a.laters("link", "list", "show", "set"),
 		a.laters("pool", "create", "list", "show", "delete"),
 		a.laters("agent", "attach", "detach"),
 		a.laters("pki", "init", "issue", "show"),

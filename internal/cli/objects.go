@@ -35,6 +35,11 @@ var (
 		more: []column{{title: "COPY SOURCE", path: "copy_source"}, {title: "APPENDED", path: "sequence.appended"},
 			{title: "APPLIED", path: "secondary_sequence.applied"}, {title: "CHANGED", path: "changed_bytes", format: bytesOf},
 			{title: "WAN", path: "wan_bytes_sent", format: bytesOf}, {title: "JOURNAL", path: "journal.used_bytes", format: bytesOf}}}
+	linkTable = table{kind: control.KindLink, single: "link", basic: []column{
+		{title: "FROM", path: "from"}, {title: "TO", path: "to"}, {title: "STATE", path: "state"}, {title: "RTT MS", path: "rtt_ms"},
+		{title: "CONNECTIONS", path: "connections"}, {title: "LIMIT", path: "limit", format: bytesOf},
+		{title: "SENT", path: "sent_bytes", format: bytesOf}},
+		more: []column{{title: "ADDRESS", path: "address"}, {title: "GROUPS", path: "groups"}}}
 	pairTable = table{kind: "pairs", single: "pair", name: "primary", basic: []column{
 		{title: "GROUP", path: "group"}, {title: "PRIMARY", path: "primary"}, {title: "SECONDARY", path: "secondary"},
 		{title: "SIZE", path: "size", format: bytesOf}, {title: "STATE", path: "state"}}}

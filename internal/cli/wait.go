@@ -100,7 +100,7 @@ func (a *app) await(ctx context.Context, p string, look func(json.RawMessage) (d
 
 // waitTables are the kinds that `wait` knows.
 var waitTables = map[string]table{"node": nodeTable, "gateway": gatewayTable, "volume": volumeTable, "journal": journalTable,
-	"vvol": vvolTable, "group": groupTable, "migration": migrationTable, "migrate": migrationTable}
+	"vvol": vvolTable, "group": groupTable, "link": linkTable, "migration": migrationTable, "migrate": migrationTable}
 
 func (a *app) waitCmd() *cobra.Command {
 	var condition string
@@ -108,7 +108,7 @@ func (a *app) waitCmd() *cobra.Command {
 		func(ctx context.Context, args []string) error {
 			t, ok := waitTables[args[0]]
 			if !ok {
-				return control.Errorf(control.KindUsage, "wait %s: the kinds are node, gateway, volume, journal, vvol, group, migration", args[0])
+				return control.Errorf(control.KindUsage, "wait %s: the kinds are node, gateway, volume, journal, vvol, group, link, migration", args[0])
 			}
 			cond, err := parseCondition(condition)
 			if err != nil {

@@ -126,6 +126,9 @@ type GroupStatus struct {
 	Peer       string `json:"peer"`        // the node at the other end of the copy link
 	LinkUp     bool   `json:"link_up"`
 
+	RTTMS       *float64 `json:"rtt_ms"`      // primary: of the link, nil: not known
+	Connections int      `json:"connections"` // primary: of the stream now, 0 while it is down
+
 	Appended uint64 `json:"appended"` // primary; stored at a secondary
 	Durable  uint64 `json:"durable"`
 	Sent     uint64 `json:"sent"`

@@ -16,6 +16,7 @@ const (
 	KindJournal   = "journals" // key NODE/NAME
 	KindVvol      = "vvols"
 	KindGroup     = "groups"
+	KindLink      = "links"      // key FROM:TO
 	KindMigration = "migrations" // key ID = GROUP-N
 	KindOperation = "operations"
 	KindEvent     = "events"
@@ -28,8 +29,17 @@ type Node struct {
 	Install  string    `json:"install"`
 	Instance string    `json:"instance"`
 	Address  string    `json:"address"` // for frames: calls, io, streams
+	Peer     string    `json:"peer"`    // for frames from other nodes; empty: Address
 	NBD      []string  `json:"nbd"`     // its own exports: host:port or unix:PATH
 	Since    time.Time `json:"since"`
+}
+
+// PeerAddress is where other nodes reach the node.
+func (n *Node) PeerAddress() string {
+	if n.Peer != "" {
+		return n.Peer
+	}
+	return n.Address
 }
 
 // Gateway is a registered gateway or agent.

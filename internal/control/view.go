@@ -209,6 +209,7 @@ type NodeView struct {
 	Name     string    `json:"name"`
 	Site     string    `json:"site"`
 	Address  string    `json:"address"`
+	Peer     string    `json:"peer"` // where other nodes reach it
 	State    string    `json:"state"`
 	Volumes  []string  `json:"volumes"`
 	Journals []string  `json:"journals"`

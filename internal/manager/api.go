@@ -129,6 +129,16 @@ func (m *Manager) registerObjects(api huma.API) {
 	remove(api, "/v1/gateways/{name}", "remove-gateway", "Remove a gateway that is down",
 		func(ctx context.Context, in *nameIn) error { return m.gatewayRemove(ctx, in.Name) })
 
+	lists(api, control.KindLink, "links between nodes", m.linkViews)
+	shows(api, control.KindLink, "link, FROM:TO", m.linkViews)
+	handle(api, http.MethodPost, "/v1/links/{name}", "set-link", "Change how one node sends to another",
+		func(ctx context.Context, in *nameBodyIn[control.LinkRequest]) (control.LinkView, error) {
+			if err := m.linkSet(ctx, in.Name, in.Body); err != nil {
+				return control.LinkView{}, err
+			}
+			return shown(ctx, m.linkViews, control.KindLink, in.Name)
+		})
+
 	lists(api, control.KindVolume, "volumes", m.volumeViews)
 	handle(api, http.MethodGet, "/v1/volumes/{node}/{name}", "show-volume", "Show one volume",
 		func(ctx context.Context, in *ownedIn) (control.VolumeView, error) {
@@ -250,9 +260,6 @@ func (m *Manager) registerMoves(api huma.API) {
 // registerLater refuses what a later version brings, so that nothing is accepted and ignored.
 func (m *Manager) registerLater(api huma.API) {
 	for _, l := range []struct{ method, path, what string }{
-		{http.MethodGet, "/v1/links", "link list"},
-		{http.MethodGet, "/v1/links/{name}", "link show"},
-		{http.MethodPost, "/v1/links/{name}", "link set"},
 		{http.MethodGet, "/v1/pools", "pool list"},
 		{http.MethodPost, "/v1/pools", "pool create"},
 		{http.MethodGet, "/v1/pools/{name}", "pool show"},

@@ -157,6 +157,15 @@ func (m *Manager) nodeAddress(ctx context.Context, node string) (string, error) 
 	return g.V.Address, nil
 }
 
+// peerAddress is where other nodes reach a registered node.
+func (m *Manager) peerAddress(ctx context.Context, node string) (string, error) {
+	g, err := load[control.Node](ctx, m, control.KindNode, node)
+	if err != nil {
+		return "", err
+	}
+	return g.V.PeerAddress(), nil
+}
+
 // do calls a node to change something; in a dry run it is only written down.
 func (m *Manager) do(ctx context.Context, node, method, what string, in, out any, limit time.Duration) error {
 	if p := planOf(ctx); p != nil {

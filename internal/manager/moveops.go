@@ -53,7 +53,7 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 		Address: map[string]string{},
 	}
 	for _, node := range []string{mg.Source, mg.Target, g.V.Secondary} {
-		if s.Address[node], err = m.nodeAddress(ctx, node); err != nil {
+		if s.Address[node], err = m.peerAddress(ctx, node); err != nil {
 			return s, err
 		}
 	}

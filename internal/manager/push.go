@@ -83,7 +83,11 @@ func (m *Manager) wishes(ctx context.Context) ([]wish, error) {
 	}
 	address := map[string]string{}
 	for _, n := range nodes {
-		address[n.V.Name] = n.V.Address
+		address[n.V.Name] = n.V.PeerAddress()
+	}
+	links, err := m.linkSettings(ctx)
+	if err != nil {
+		return nil, err
 	}
 	var out []wish
 	for _, g := range groups {
@@ -92,7 +96,7 @@ func (m *Manager) wishes(ctx context.Context) ([]wish, error) {
 		}
 		roles := rolesOf(&g.V, migrations)
 		for _, node := range slices.Sorted(maps.Keys(roles)) {
-			w, err := newWish(&g.V, node, roles, address)
+			w, err := newWish(&g.V, node, roles, address, links)
 			if err != nil {
 				return nil, err
 			}
@@ -122,11 +126,17 @@ func rolesOf(g *control.Group, migrations []got[control.Migration]) map[string]s
 	return roles
 }
 
-func newWish(g *control.Group, node string, roles, address map[string]string) (wish, error) {
+func newWish(g *control.Group, node string, roles, address map[string]string, links map[string]control.LinkSettings) (wish, error) {
 	w := wish{node: node, spec: control.GroupSpec{Group: *g, Role: roles[node], Address: map[string]string{}}}
 	for other := range roles {
 		if a := address[other]; a != "" {
 			w.spec.Address[other] = a
+		}
+		if s, ok := links[node+":"+other]; ok {
+			if w.spec.Links == nil {
+				w.spec.Links = map[string]control.LinkSettings{}
+			}
+			w.spec.Links[other] = s
 		}
 	}
 	body, err := json.Marshal(w.spec)
@@ -237,11 +247,15 @@ func (m *Manager) pushGroup(ctx context.Context, g *control.Group) (away []strin
 	}
 	address := map[string]string{}
 	for _, n := range nodes {
-		address[n.V.Name] = n.V.Address
+		address[n.V.Name] = n.V.PeerAddress()
+	}
+	links, err := m.linkSettings(ctx)
+	if err != nil {
+		return nil, err
 	}
 	roles := map[string]string{g.Primary: control.RolePrimary, g.Secondary: control.RoleSecondary}
 	for _, node := range []string{g.Secondary, g.Primary} {
-		w, err := newWish(g, node, roles, address)
+		w, err := newWish(g, node, roles, address, links)
 		if err != nil {
 			return nil, err
 		}

@@ -20,6 +20,9 @@ func (m *Manager) nodeSync(ctx context.Context, name string, report control.Node
 	if err := checkRegistration("node", n.Name, n.Install, n.Instance); err != nil {
 		return control.NodeSyncReply{}, err
 	}
+	if err := control.CheckLoopback(n.PeerAddress()); err != nil {
+		return control.NodeSyncReply{}, err
+	}
 	if err := control.CheckLoopback(n.Address); err != nil {
 		return control.NodeSyncReply{}, err
 	}
@@ -61,7 +64,7 @@ func (m *Manager) registerNode(ctx context.Context, n control.Node) (refused str
 	if exists && old.V.Install != n.Install {
 		return foreign("node", n.Name, m.presence.nodeUp(n.Name)), nil
 	}
-	if exists && old.V.Instance == n.Instance && old.V.Address == n.Address && old.V.Site == n.Site &&
+	if exists && old.V.Instance == n.Instance && old.V.Address == n.Address && old.V.Peer == n.Peer && old.V.Site == n.Site &&
 		slices.Equal(old.V.NBD, n.NBD) {
 		return "", nil
 	}

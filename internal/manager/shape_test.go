@@ -24,6 +24,7 @@ var shapes = map[string]string{
 		"migration_source migration_target",
 	"/v1/nodes/a":      "name site address state volumes journals clusters",
 	"/v1/journals/a/g": "name size used_bytes group devices stored transferred applied discarded",
+	"/v1/links/a:c":    "from to address state rtt_ms connections limit sent_bytes",
 	"/v1/status":       "healthy groups.0.name nodes.0.name gateways.0.name migrations.0.id",
 }
 

@@ -253,7 +253,7 @@ func (m *Manager) nodeViews(ctx context.Context, name string) ([]control.NodeVie
 		if name != "" && n.V.Name != name {
 			continue
 		}
-		v := control.NodeView{Name: n.V.Name, Site: n.V.Site, Address: n.V.Address, State: control.StateDown, Since: n.V.Since,
+		v := control.NodeView{Name: n.V.Name, Site: n.V.Site, Address: n.V.Address, Peer: n.V.PeerAddress(), State: control.StateDown, Since: n.V.Since,
 			Volumes: []string{}, Journals: []string{}, Clusters: []string{}, NBD: n.V.NBD}
 		if v.NBD == nil {
 			v.NBD = []string{}

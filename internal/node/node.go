@@ -238,12 +238,15 @@ func (n *Node) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	address := n.cfg.Advertise
+	address, peer := n.cfg.Advertise, ""
 	if address == "" {
-		address = listens[len(listens)-1].Addr().String()
+		address = listens[0].Addr().String()
+	}
+	if n.cfg.PeerListen != "" {
+		peer = listens[len(listens)-1].Addr().String()
 	}
 	report := control.NodeReport{Node: control.Node{Name: n.cfg.Name, Site: n.cfg.Site, Install: n.state.view().Install,
-		Instance: n.instance, Address: address, NBD: nbdAddrs, Since: time.Now().UTC()}}
+		Instance: n.instance, Address: address, Peer: peer, NBD: nbdAddrs, Since: time.Now().UTC()}}
 	eg.Go(func() error { return n.sessions.Run(ctx) })
 	eg.Go(func() error {
 		<-ctx.Done()

@@ -200,6 +200,10 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	_, durable, applied := g.sub.Cursor()
 	st.Sent, st.Acked, st.Applied = uint64(max(snd.Sent, durable)), uint64(durable), uint64(applied)
 	st.Heard, st.LinkUp = snd.Heard, snd.State == sender.StateStreaming || snd.State == sender.StateResync
+	if st.Connections = snd.Connections; snd.RTT > 0 {
+		ms := float64(snd.RTT.Microseconds()) / 1000
+		st.RTTMS = &ms
+	}
 	lag := g.sub.Lag()
 	st.LagBytes, st.LagSeconds = lag.Bytes, lag.Age.Seconds()
 	st.ChangedBytes = g.sub.ChangedBytes()

@@ -118,6 +118,7 @@ type Sender struct {
 	status Status
 	stopAt record.Seq // 0: none
 	ended  bool       // drained is closed
+	conn   *wire.Conn // of the open stream, nil: none
 }
 
 // New makes a sender.
@@ -161,10 +162,18 @@ func (s *Sender) once(ctx context.Context) error {
 	}
 	defer st.count()
 	defer conn.Close()
+	s.open(conn)
+	defer s.open(nil)
 	if err := st.start(ans); err != nil {
 		return err
 	}
 	return st.run(ctx)
+}
+
+func (s *Sender) open(conn *wire.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn = conn
 }
 
 // table is the one to be shown: a log that ends is shown with its end, so that a receiver that has gone on to the next

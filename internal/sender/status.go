@@ -43,8 +43,10 @@ type Status struct {
 	LastHeard time.Time
 
 	Sent           record.Seq
-	Has            wire.Ack // what the receiver has said last
-	Heard          bool     // it has said something in this run
+	Has            wire.Ack      // what the receiver has said last
+	Heard          bool          // it has said something in this run
+	RTT            time.Duration // of the open stream, 0: not known
+	Connections    int           // of the open stream
 	FlightRecords  int
 	FlightBytes    int
 	StopAt         record.Seq
@@ -60,6 +62,10 @@ func (s *Sender) Status() Status {
 	st.Has, st.Sent = s.window.Has(), s.window.LastSent()
 	st.FlightRecords, st.FlightBytes = s.window.Flight()
 	st.StopAt, st.Drained = s.stopAt, s.ended
+	if s.conn != nil {
+		st.RTT, _ = s.conn.RTT()
+		st.Connections = 1
+	}
 	if st.State != StateStreaming || st.BlockedOn != "" {
 		return st
 	}

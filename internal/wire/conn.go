@@ -7,7 +7,10 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Timing of a connection. Variables of a type, not constants, so that tests need not sleep.
@@ -130,6 +133,25 @@ func (c *Conn) Pace(p Pacer) { c.out.pace(p) }
 // SentBytes and ReceivedBytes count bytes of frames, headers included.
 func (c *Conn) SentBytes() int64     { return c.out.sent.Load() }
 func (c *Conn) ReceivedBytes() int64 { return c.received.Load() }
+
+// RTT is the round-trip time of the connection as the kernel sees it; false if that is not known.
+func (c *Conn) RTT() (time.Duration, bool) {
+	sc, ok := c.nc.(syscall.Conn)
+	if !ok {
+		return 0, false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	var info *unix.TCPInfo
+	if cerr := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); cerr != nil || err != nil {
+		return 0, false
+	}
+	return time.Duration(info.Rtt) * time.Microsecond, true
+}
 
 // RemoteAddr is the peer's address.
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
