@@ -177,6 +177,40 @@ func (l *Loop) Finish(ctx context.Context) (State, error) {
 	}
 }
 
+// Takeover returns the records that are stored and not applied, and that Finish would apply, as far as maxBytes of their
+// data go. Nothing is applied by it. Whole: there are no more.
+func (l *Loop) Takeover(maxBytes int) (recs []record.Record, whole bool, err error) {
+	l.mu.Lock()
+	list, err := l.machine.Takeover(), l.err
+	l.mu.Unlock()
+	if err != nil {
+		return nil, false, err
+	}
+	for _, a := range list {
+		for from := a.From; from <= a.To; {
+			more, err := l.cfg.Log.Read(from, l.cfg.BatchRecords, l.cfg.BatchBytes)
+			if err != nil {
+				return nil, false, fmt.Errorf("apply: read record %d back from the log: %w", from, err)
+			}
+			for i := range more {
+				r := &more[i]
+				if r.Seq > a.To {
+					break
+				}
+				if maxBytes -= len(r.Data); maxBytes < 0 {
+					return recs, false, nil
+				}
+				recs = append(recs, *r)
+			}
+			if len(more) == 0 || last(more) < from {
+				return nil, false, fmt.Errorf("apply: %w: nothing at %d", ErrLog, from)
+			}
+			from = last(more) + 1
+		}
+	}
+	return recs, true, nil
+}
+
 // Status says how far it is, what is waited for, and why nothing more is applied.
 type Status struct {
 	State State

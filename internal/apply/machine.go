@@ -2,6 +2,7 @@ package apply
 
 import (
 	"fmt"
+	"slices"
 
 	"gantline/internal/record"
 )
@@ -251,4 +252,19 @@ func (m *Machine) Cut(upTo record.Seq) error {
 	// What comes instead is other records: only a source that has them can speak for them.
 	m.mark = min(m.mark, m.stored)
 	return nil
+}
+
+// Takeover lists what Next would hand out if no source ever came back. The machine itself does not change.
+func (m *Machine) Takeover() []Action {
+	c := *m
+	c.segs = slices.Clone(m.segs)
+	c.Final()
+	var list []Action
+	for {
+		a := c.Next()
+		if a.Wait != 0 || c.Applied(a.To) != nil {
+			return list
+		}
+		list = append(list, a)
+	}
 }

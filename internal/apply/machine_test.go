@@ -202,3 +202,31 @@ func TestRestartAnywhere(t *testing.T) {
 		}
 	})
 }
+
+// What a takeover would apply is told without anything changing: above the mark too, but no step that has not ended.
+func TestTakeoverChangesNothing(t *testing.T) {
+	m := New(State{Consistent: true})
+	for seq, op := range []record.Op{record.OpWrite, record.OpWrite, record.OpBegin, record.OpWrite, record.OpEnd, record.OpWrite,
+		record.OpBegin, record.OpWrite} {
+		if err := m.Stored(record.Seq(seq+1), op, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Durable(8)
+	m.Mark(1)
+	for range 2 {
+		var to record.Seq
+		for _, a := range m.Takeover() {
+			if a.From != to+1 {
+				t.Fatalf("%+v behind %d", a, to)
+			}
+			to = a.To
+		}
+		if to != 6 {
+			t.Fatalf("it would end at %d", to)
+		}
+		if a := m.Next(); a.From != 1 || a.To != 1 {
+			t.Fatalf("next is %+v", a)
+		}
+	}
+}

@@ -50,7 +50,9 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	if err != nil {
 		return err
 	}
-	g.rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: g.app, Applied: applied,
+	preview := &previewer{g: g}
+	applier := previewed{g.app, preview}
+	g.rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: applier, Applied: applied,
 		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: secondarySyncDelay, SyncBytes: secondarySyncBytes})
 	if err != nil {
 		return err
@@ -72,6 +74,7 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	g.feed = newScope()
 	g.feed.work.Go(func() { g.watch(g.app.Run) })
 	g.feed.work.Go(func() { g.watch(g.rcv.Run) })
+	g.feed.work.Go(func() { preview.run(g.feed.ctx) })
 	return nil
 }
 

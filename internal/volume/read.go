@@ -45,6 +45,7 @@ func (v *Volume) readNow(m *member, p []byte, off int64) bool {
 		return false
 	}
 	overlay(p, off, pins)
+	m.overlayPreview(p, off)
 	return true
 }
 
@@ -71,6 +72,7 @@ func (v *Volume) readImage(ctx context.Context, m *member, p []byte, off int64) 
 			}
 		}
 		overlay(p, off, pins)
+		m.overlayPreview(p, off)
 		return nil
 	}
 }
@@ -152,11 +154,21 @@ func (v *Volume) extents(m *member, off, n int64) ([]block.Extent, error) {
 	if p := v.presence.Load(); p != nil {
 		ext = overlayExtents(ext, p.absentExtents(off, off+n))
 	}
+	ext = overlayExtents(ext, extentsOf(pins))
+	if m != nil {
+		if top := m.preview.Load(); top != nil {
+			ext = overlayExtents(ext, extentsOf(top.pin(nil, off, off+n)))
+		}
+	}
+	return ext, nil
+}
+
+func extentsOf(pins []segment) []block.Extent {
 	over := make([]block.Extent, 0, len(pins))
 	for i := range pins {
 		over = append(over, block.Extent{Offset: pins[i].off, Length: pins[i].end - pins[i].off, Type: pins[i].kind.extent()})
 	}
-	return overlayExtents(ext, over), nil
+	return over
 }
 
 func (k kind) extent() block.ExtentType {
