@@ -17,7 +17,6 @@ var unbuilt = []struct {
 	flag string
 	is   func(*control.Settings) bool
 }{
-	{"--mode sync", func(s *control.Settings) bool { return s.Mode == control.ModeSync }},
 	{"--mode periodic", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic }},
 	{"--log queue", func(s *control.Settings) bool { return s.Log == control.LogQueue }},
 	{"--transfer pull", func(s *control.Settings) bool { return s.Transfer == control.TransferPull }},

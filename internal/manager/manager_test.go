@@ -214,7 +214,6 @@ func TestGroupLifecycle(t *testing.T) {
 	s.must("POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "a", Secondary: "c"}, nil)
 	s.must("POST", "/v1/groups/g/pairs", control.PairRequest{Primary: "a/v1", Secondary: "c/v1"}, nil)
 	s.refused(control.KindRefused, "other parameters", "POST", "/v1/groups", control.GroupRequest{Name: "g", Primary: "b", Secondary: "c"})
-	s.refused(control.KindRefused, "not built yet", "POST", "/v1/groups", control.GroupRequest{Name: "h", Primary: "a", Secondary: "c", SettingsChange: control.SettingsChange{Mode: "sync"}})
 	s.refused(control.KindUsage, "it is async", "POST", "/v1/groups", control.GroupRequest{Name: "h", Primary: "a", Secondary: "c", SettingsChange: control.SettingsChange{Mode: "fast"}})
 	s.refused(control.KindRefused, "group g", "DELETE", "/v1/volumes/a/v1", nil)
 	s.refused(control.KindRefused, "group g", "DELETE", "/v1/journals/a/g", nil)

@@ -51,7 +51,7 @@ type group struct {
 	run *scope // the group's own loops
 
 	copyWake chan struct{} // copyLoop looks again
-	cause    string        // of the last change of the pair state
+	noReturn string        // why a synchronous group that was cut off does not resync by itself
 	copySeen copySeen
 
 	limit    *pace.Limiter // of what is sent to the secondary
@@ -237,6 +237,9 @@ func (g *group) close() error {
 // release closes the group and gives its volumes back to themselves: lone volumes again, or, given up, closed to hosts,
 // who are told where to go.
 func (g *group) release(ctx context.Context, rec *groupRecord, moved map[string]*block.MovedError) error {
+	if err := g.applySync(control.DefaultSettings()); err != nil && g.Err() == nil { // nobody is to wait for a copy that ends
+		return err
+	}
 	g.feed.stop()
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)

@@ -49,6 +49,8 @@ type Config struct {
 	Point func(step, edge string)
 	// Ready is told the real addresses once all is served.
 	Ready func(listen, nbd, http string)
+
+	patience volume.SyncConfig // times of synchronous groups; tests are less patient
 }
 
 // Devices opens what lies below volumes, journals and maps. Tests put devices in its place that lose power.
@@ -268,6 +270,14 @@ func (n *Node) letGo() {
 	for _, m := range n.moves {
 		if m.ops != nil {
 			m.ops.letGo()
+		}
+	}
+	for _, g := range n.groups {
+		g.mu.Lock()
+		sub := g.sub
+		g.mu.Unlock()
+		if sub != nil {
+			sub.StopWaiting()
 		}
 	}
 	for _, v := range n.volumes {

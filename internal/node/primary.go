@@ -86,7 +86,7 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 			changed[record.VolumeNumber(m.Number)] = g.maps[m.Number].bits
 		}
 		sub, err := g.vg.Subscribe(secondaryName, volume.SubscriberConfig{Retain: volume.RetainApplied, Changed: changed,
-			BlockSize: markSize, OnEvent: g.subscriberEvent})
+			BlockSize: markSize, OnEvent: g.subscriberEvent, Sync: g.syncConfig(g.settings())})
 		if err != nil {
 			return err
 		}
@@ -102,6 +102,8 @@ func (g *group) feedFrom(secondary string) {
 	g.feed = newScope()
 	snd := sender.New(sender.Config{
 		Source: g.sub,
+		Mark:   g.sub.Mark,
+		Urgent: g.sub.Urgent,
 		CutOff: func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
 		Hello:  wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
 		Dial: func(ctx context.Context) (net.Conn, error) {
@@ -123,15 +125,16 @@ func (g *group) feedFrom(secondary string) {
 	feed := g.feed
 	feed.work.Go(func() { snd.Run(feed.ctx) })
 	feed.work.Go(func() { g.copyLoop(feed.ctx) })
+	feed.work.Go(func() { g.sub.Watch(feed.ctx, g.linked) })
+	feed.work.Go(func() { g.comeBack(feed.ctx) })
 }
 
 func (g *group) subscriberEvent(e volume.SubscriberEvent) {
 	g.n.log.Warn("copying changed state", "group", g.name, "state", e.State, "cause", e.Reason)
 	g.mu.Lock()
-	g.cause = e.Reason
 	snd := g.snd
 	g.mu.Unlock()
-	if e.State == volume.SubStreaming {
+	if e.State == volume.SubStreaming && !e.Sync {
 		if err := g.setResume(false, false); err != nil {
 			g.n.log.Error("end of the resync not recorded", "group", g.name, "cause", err)
 		}
@@ -292,12 +295,23 @@ func (g *group) setResume(asked, atOnce bool) error {
 	})
 }
 
+// halt records that the group is suspended by command, or is not any more.
+func (g *group) halt(halted bool) error {
+	return g.n.state.update(func(d *durable) error {
+		if r := d.Groups[g.name]; r != nil {
+			r.Halted = halted
+			r.Resume, r.AtOnce = r.Resume && !halted, r.AtOnce && !halted
+		}
+		return nil
+	})
+}
+
 func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
 	g, err := n.feeding(name)
 	if err != nil {
 		return control.GroupStatus{}, err
 	}
-	if err := g.setResume(false, false); err != nil {
+	if err := g.halt(true); err != nil {
 		return control.GroupStatus{}, err
 	}
 	if err := g.sub.Suspend("by command"); err != nil {
@@ -314,6 +328,9 @@ func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) 
 	}
 	if g.sub.State() == volume.SubSuspended {
 		if err := g.stepFits(in.AllowInconsistent); err != nil {
+			return control.GroupStatus{}, err
+		}
+		if err := g.halt(false); err != nil {
 			return control.GroupStatus{}, err
 		}
 		if err := g.setResume(true, in.AllowInconsistent || g.onlyInitial()); err != nil {

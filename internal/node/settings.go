@@ -19,5 +19,5 @@ func (g *group) applySettings() error {
 	s := g.settings()
 	g.limit.Set(s.Limit)
 	g.compress.Store(uint32(wire.MethodOf(s.Compress)))
-	return nil
+	return g.applySync(s)
 }

@@ -211,10 +211,23 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	if snd.State == sender.StateRefused && snd.Reason == "split-brain" {
 		st.State = "split-brain"
 	}
+	sync := g.sub.Sync()
 	if st.State == "suspended" {
-		st.BlockedOn = g.cause
-		if g.cause == "" {
+		st.BlockedOn = g.sub.Reason()
+		switch {
+		case g.noReturn != "":
+			st.BlockedOn = g.noReturn
+		case st.BlockedOn == "":
 			st.BlockedOn = "suspended before this node started"
+			if sync.Stale != 0 {
+				st.BlockedOn = fmt.Sprintf("the secondary is stale from record %d on, since before this node started", sync.Stale)
+			}
+		}
+	}
+	if st.State == "paired" && sync.On && g.role == control.RolePrimary {
+		state, blocked := syncState(sync)
+		if st.State = state; blocked != "" {
+			st.BlockedOn = blocked
 		}
 	}
 	if g.role == control.RoleSource {
@@ -223,7 +236,8 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 		}
 		return
 	}
-	if p := g.sub.CopyProgress(); p.Total > 0 && st.State != "paired" && st.State != "suspended" {
+	catchingUp := st.State == "resyncing" && g.sub.State() == volume.SubStreaming // by the journal: there is nothing to copy
+	if p := g.sub.CopyProgress(); p.Total > 0 && st.State != "paired" && st.State != "suspended" && !catchingUp {
 		kind := "initial"
 		if st.State == "resyncing" {
 			kind = "resync"

@@ -34,6 +34,7 @@ type SyncStatus struct {
 	On      bool
 	Waits   bool // answers wait for it
 	Holds   bool // it has all that was answered: durably promised
+	Away    bool // stop: it has not been connected for Patience; writes wait
 	Lost    bool // stop: requests fail until it is back
 	Reason  string
 	Lacks   record.Seq // writes that it has not stored
@@ -248,6 +249,7 @@ func (s *Subscriber) Sync() SyncStatus {
 	s.guardMu.Lock()
 	st := SyncStatus{On: s.guard.cfg.On, Waits: s.gated.Load(), Lost: s.guard.state == guardLost, Reason: s.guard.why, Stale: s.stale}
 	holds := s.guard.state == guardHolds
+	st.Away = holds && s.guard.cfg.Stop && s.guard.downAt != 0 && time.Since(began)-s.guard.downAt >= s.guard.cfg.Patience
 	s.guardMu.Unlock()
 	s.mu.Lock()
 	once := s.stored // ever: after a loss of power there it may have less
@@ -272,10 +274,7 @@ func (s *Subscriber) Watch(ctx context.Context, link func() bool) {
 	}
 	s.guardMu.Unlock()
 	s.refusal.Store(nil)
-	defer func() {
-		s.letGo()
-		s.g.release()
-	}()
+	defer s.StopWaiting()
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
 	for {
@@ -288,6 +287,12 @@ func (s *Subscriber) Watch(ctx context.Context, link func() bool) {
 		}
 		s.look(link())
 	}
+}
+
+// StopWaiting: this side shuts down, who waits is told so at once.
+func (s *Subscriber) StopWaiting() {
+	s.letGo()
+	s.g.release()
 }
 
 // letGo: nobody acknowledges any more, so nobody is to wait.

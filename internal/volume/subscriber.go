@@ -90,6 +90,7 @@ type Subscriber struct {
 	events  []SubscriberEvent
 	telling bool
 	news    bool // for Wait: something but records
+	reason  string
 
 	protection
 }
@@ -233,6 +234,13 @@ func (g *Group) Subscriber(name string) *Subscriber {
 		}
 	}
 	return nil
+}
+
+// Reason of the state, empty if it has not changed since Subscribe.
+func (s *Subscriber) Reason() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reason
 }
 
 func (s *Subscriber) Name() string           { return s.name }
@@ -476,7 +484,7 @@ func (s *Subscriber) unackedFrom() record.Seq {
 func (s *Subscriber) setState(state SubscriberState, reason string) {
 	s.mu.Lock()
 	s.state.Store(uint32(state))
-	s.cutting, s.lapsed = false, false
+	s.cutting, s.lapsed, s.reason = false, false, reason
 	if state == SubSuspended {
 		s.copies, s.copyBytes, s.begin, s.end = nil, 0, 0, 0
 		for _, b := range s.volumes() {

@@ -142,7 +142,6 @@ func TestBadInput(t *testing.T) {
 		{2, "migrate start db --to b --map a/db-1", "map"},
 		{3, "migrate commit db", "db"},
 		// Not built yet, said so.
-		{4, "group create g3 --primary a --secondary c --mode sync", "not built yet"},
 		{4, "group create g3 --primary a --secondary c --log queue", "not built yet"},
 		{4, "group create g3 --primary a --secondary c --transfer pull", "not built yet"},
 		{4, "group create g3 --primary a --secondary c --retain transferred", "not built yet"},
