@@ -14,8 +14,8 @@ import (
 
 // demoDefaults are the flags whose other values come later; the default is what the demo does.
 var demoDefaults = []struct{ flag, def string }{
-	{"mode", "async"}, {"log", "journal"}, {"transfer", "push"}, {"retain", "applied"}, {"strategy", "switch-first"},
-	{"backlog", "drain"}, {"in-flight", "finish"}, {"topology", "gateway"}, {"kill", ""}, {"listen", ""},
+	{"mode", "async"}, {"log", "journal"}, {"strategy", "switch-first"}, {"backlog", "drain"},
+	{"in-flight", "finish"}, {"topology", "gateway"}, {"kill", ""}, {"listen", ""},
 }
 
 func (a *app) demoCmd() *cobra.Command {
@@ -48,6 +48,8 @@ func (a *app) demoCmd() *cobra.Command {
 	f.Float64Var(&seconds, "seconds", 0, "how long the load runs before the move, and after it")
 	f.IntVar(&opts.Depth, "qd", 0, "requests in flight")
 	f.StringVar(&opts.Dir, "dir", "", "keep the files here")
+	f.StringVar(&opts.Transfer, "transfer", "", "push (default) or pull")
+	f.StringVar(&opts.Retain, "retain", "", "applied (default) or transferred")
 	f.BoolVar(&asJSON, "json", false, "print only the report")
 	f.BoolVar(&mirror, "mirror", false, "not built yet")
 	for _, d := range demoDefaults {

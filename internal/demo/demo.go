@@ -26,7 +26,11 @@ type Options struct {
 	Rate    int           // writes a second, 4000; -1: as fast as it goes
 	Dir     string        // keep the files here; empty: a temporary directory, removed at the end
 	Seed    uint64        // 0: any
-	Log     *slog.Logger  // none: the parts' own logs are not shown
+
+	// Settings of the group; empty: the defaults.
+	Transfer, Retain string
+
+	Log *slog.Logger // none: the parts' own logs are not shown
 }
 
 func (o *Options) defaults() {
@@ -203,7 +207,8 @@ func (d *demo) build(ctx context.Context) error {
 			return err
 		}
 	}
-	group := control.GroupRequest{Name: "demo", Primary: "a", Secondary: "c", PrimaryJournal: "a/log", SecondaryJournal: "c/log"}
+	group := control.GroupRequest{Name: "demo", Primary: "a", Secondary: "c", PrimaryJournal: "a/log", SecondaryJournal: "c/log",
+		SettingsChange: control.SettingsChange{Transfer: d.opts.Transfer, Retain: d.opts.Retain}}
 	if err := d.do(ctx, "POST", "/v1/groups", group, nil); err != nil {
 		return err
 	}

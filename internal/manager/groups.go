@@ -19,10 +19,6 @@ var unbuilt = []struct {
 }{
 	{"--mode periodic", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic }},
 	{"--log queue", func(s *control.Settings) bool { return s.Log == control.LogQueue }},
-	{"--transfer pull", func(s *control.Settings) bool { return s.Transfer == control.TransferPull }},
-	{"--retain transferred", func(s *control.Settings) bool { return s.Retain == control.RetainTransferred }},
-	{"--send-every", func(s *control.Settings) bool { return s.SendEveryMS != 0 }},
-	{"--send-bytes", func(s *control.Settings) bool { return s.SendBytes != 0 }},
 	{"--rpo", func(s *control.Settings) bool { return s.RPOMS != 0 }},
 }
 

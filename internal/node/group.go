@@ -45,12 +45,14 @@ type group struct {
 	feed *scope
 
 	// Secondary.
-	rcv *receiver.Receiver
-	app *apply.Loop
+	rcv   *receiver.Receiver
+	app   *apply.Loop
+	pulls *pulls
 
 	run *scope // the group's own loops
 
 	copyWake chan struct{} // copyLoop looks again
+	copying  atomic.Bool   // a volume is being copied for the first time
 	noReturn string        // why a synchronous group that was cut off does not resync by itself
 	copySeen copySeen
 
@@ -142,9 +144,13 @@ func (g *group) open(rec *groupRecord) (err error) {
 	if err := g.wan.open(g.n.wanPath(g.name)); err != nil {
 		return fmt.Errorf("count of bytes sent: %w", err)
 	}
-	if g.jnl, err = g.n.openJournal(rec.Journal); err != nil {
+	jnl, err := g.n.openJournal(rec.Journal)
+	if err != nil {
 		return err
 	}
+	g.mu.Lock()
+	g.jnl = jnl
+	g.mu.Unlock()
 	var members []volume.Member
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)
@@ -159,11 +165,14 @@ func (g *group) open(rec *groupRecord) (err error) {
 		}
 	}
 	cache := g.n.cacheShare()
-	g.vg, err = volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
+	vg, err := volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
 		CacheBytes: cache, RecentBytes: cache, OnFailed: g.failed})
 	if err != nil {
 		return err
 	}
+	g.mu.Lock()
+	g.vg = vg
+	g.mu.Unlock()
 	g.run = newScope()
 	switch rec.Role {
 	case control.RoleSecondary:

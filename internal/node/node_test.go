@@ -27,6 +27,7 @@ type rig struct {
 	nodes map[string]*rigNode
 	via   map[string]string // addresses that nodes are told in place of the real ones
 	store rigStore
+	with  func(*control.Settings) // of the group; nil: the defaults
 }
 
 type rigNode struct {
@@ -154,6 +155,9 @@ func (r *rig) group(n int, size int64) control.Group {
 	r.t.Helper()
 	g := control.Group{Name: "g", Settings: control.DefaultSettings(), Epoch: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jg"}
+	if r.with != nil {
+		r.with(&g.Settings)
+	}
 	for _, node := range []string{"a", "c"} {
 		r.call(node, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 64 << 20}, nil)
 	}
@@ -274,8 +278,10 @@ func TestCopyAndRestart(t *testing.T) {
 
 // A secondary that is away until the log is full is cut off; the host goes on. A resync then sends what is marked, and
 // nothing else, and the images are equal.
-func TestFullLogSuspendsAndResumeResyncs(t *testing.T) {
-	r := newRig(t, "a", "c")
+func TestFullLogSuspendsAndResumeResyncs(t *testing.T) { fullLogSuspends(newRig(t, "a", "c")) }
+
+func fullLogSuspends(r *rig) {
+	t := r.t
 	r.group(1, 32<<20)
 	l := proof.New(r.disks("a", 1), proof.Options{Seed: 3, Depth: 8, Span: 8 << 20})
 	runFor(t, l, 200*time.Millisecond)
@@ -331,10 +337,12 @@ func (r *rig) through(g control.Group) {
 	r.call("b", control.CallMigrateThrough, control.MigrationID{ID: "g-1"}, nil)
 }
 
-func TestMoveUnderLoad(t *testing.T) {
+func TestMoveUnderLoad(t *testing.T) { moveUnderLoad(newRig(t, "a", "b", "c")) }
+
+func moveUnderLoad(r *rig) {
+	t := r.t
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	r := newRig(t, "a", "b", "c")
 	g := r.group(3, 16<<20)
 	l := proof.New(r.disks("a", 3), proof.Options{Seed: seed, Depth: 8, ReadPercent: 20, FlushEvery: 30})
 	runFor(t, l, 500*time.Millisecond)
@@ -374,8 +382,10 @@ func TestMoveUnderLoad(t *testing.T) {
 }
 
 // The store does not answer within the hold: the move goes back, the source serves in e+2, hosts see no error.
-func TestStoreAwayGoesBack(t *testing.T) {
-	r := newRig(t, "a", "b", "c")
+func TestStoreAwayGoesBack(t *testing.T) { storeAwayGoesBack(newRig(t, "a", "b", "c")) }
+
+func storeAwayGoesBack(r *rig) {
+	t := r.t
 	g := r.group(1, 8<<20)
 	r.through(g)
 	l := proof.New(r.disks("b", 1), proof.Options{Seed: 5, Depth: 4})

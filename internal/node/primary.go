@@ -85,8 +85,9 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 		for _, m := range members {
 			changed[record.VolumeNumber(m.Number)] = g.maps[m.Number].bits
 		}
-		sub, err := g.vg.Subscribe(secondaryName, volume.SubscriberConfig{Retain: volume.RetainApplied, Changed: changed,
-			BlockSize: markSize, OnEvent: g.subscriberEvent, Sync: g.syncConfig(g.settings())})
+		settings := g.settings()
+		sub, err := g.vg.Subscribe(secondaryName, volume.SubscriberConfig{Retain: retainOf(&settings), Changed: changed,
+			BlockSize: markSize, OnEvent: g.subscriberEvent, Sync: g.syncConfig(settings)})
 		if err != nil {
 			return err
 		}
@@ -100,12 +101,25 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 
 func (g *group) feedFrom(secondary string) {
 	g.feed = newScope()
+	settings := g.settings()
 	snd := sender.New(sender.Config{
-		Source: g.sub,
-		Mark:   g.sub.Mark,
-		Urgent: g.sub.Urgent,
-		CutOff: func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
-		Hello:  wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
+		Source:  g.sub,
+		Mark:    g.sub.Mark,
+		Urgent:  g.sub.Urgent,
+		Trimmed: func(err error) bool { return errors.Is(err, volume.ErrTrimmed) },
+		OnTrimmed: func(from record.Seq) {
+			err := g.sub.Lost(fmt.Sprintf("%s lacks the records from %d on, which it had acknowledged and which have been freed since: all is marked",
+				secondary, from))
+			if err != nil {
+				g.n.log.Error("loss at the secondary not recorded", "group", g.name, "cause", err)
+			}
+		},
+		Pull:    settings.Transfer == control.TransferPull,
+		Gather:  gatherOf(&settings),
+		Waiting: g.vg.Waiting,
+		Hurry:   g.hurries,
+		CutOff:  func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
+		Hello:   wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			addr := g.n.addressOf(secondary)
 			if addr == "" {
@@ -237,6 +251,8 @@ func (g *group) initialCopies(ctx context.Context) error {
 	if len(todo) == 0 {
 		return nil
 	}
+	g.copying.Store(true)
+	defer g.copying.Store(false)
 	for _, m := range todo {
 		if m.Marked {
 			continue
@@ -314,6 +330,7 @@ func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
 	if err := g.halt(true); err != nil {
 		return control.GroupStatus{}, err
 	}
+	g.sendWaiting()
 	if err := g.sub.Suspend("by command"); err != nil {
 		return control.GroupStatus{}, err
 	}

@@ -34,25 +34,22 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	}
 	cur := g.jnl.Cursors()
 	applied := g.vg.Applied()
-	g.app, err = apply.Open(apply.Config{
+	var rcv *receiver.Receiver
+	app, err := apply.Open(apply.Config{
 		Log: groupLog{g.jnl}, Sink: followerSink{g},
 		State: apply.State{Applied: applied, Consistent: !rec.Inconsistent},
 		Save: func(s apply.State) error {
 			return g.n.state.update(func(d *durable) error { d.Groups[g.name].Inconsistent = !s.Consistent; return nil })
 		},
 		Stored: cur.Appended, Durable: cur.Durable,
-		Progress: func(seq record.Seq) {
-			if g.rcv != nil {
-				g.rcv.Applied(seq)
-			}
-		},
+		Progress: func(seq record.Seq) { rcv.Applied(seq) }, // not before it runs
 	})
 	if err != nil {
 		return err
 	}
 	preview := &previewer{g: g}
-	applier := previewed{g.app, preview}
-	g.rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: applier, Applied: applied,
+	applier := previewed{app, preview}
+	rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: applier, Applied: applied,
 		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: secondarySyncDelay, SyncBytes: secondarySyncBytes})
 	if err != nil {
 		return err
@@ -60,7 +57,7 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	if state == nil {
 		first := receiver.Permit{Epoch: record.EpochID{Number: rec.Spec.Group.Epoch, Node: rec.Spec.Group.Primary}}
 		// Believed, not only permitted: it counts even if a later epoch is heard of first.
-		if err := g.rcv.Believe(first); err != nil {
+		if err := rcv.Believe(first); err != nil {
 			return err
 		}
 	}
@@ -72,8 +69,13 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	g.goRun()
 	// A scope of their own, which ends first: who applies may wait for room that only the write-back makes.
 	g.feed = newScope()
-	g.feed.work.Go(func() { g.watch(g.app.Run) })
-	g.feed.work.Go(func() { g.watch(g.rcv.Run) })
+	g.mu.Lock()
+	g.app, g.rcv = app, rcv
+	g.pulls = &pulls{g: g, wake: make(chan struct{}, 1), going: map[string]*pulling{}}
+	g.mu.Unlock()
+	for _, run := range []func(context.Context) error{app.Run, rcv.Run, g.pulls.run} {
+		g.feed.work.Go(func() { g.watch(run) })
+	}
 	g.feed.work.Go(func() { preview.run(g.feed.ctx) })
 	return nil
 }
@@ -139,6 +141,7 @@ func (n *Node) moveSource(id string) (control.MigrationStatus, error) {
 	if g == nil || g.rcv == nil {
 		return control.MigrationStatus{}, refused("migration %s: node %s is not its secondary", id, n.cfg.Name)
 	}
+	g.pulls.poke()
 	n.cfg.Point(control.StepSource, "before")
 	st, err := n.moveStatus(id)
 	n.cfg.Point(control.StepSource, "after")

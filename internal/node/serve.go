@@ -186,9 +186,19 @@ func movedTo(spec *control.MigrationSpec, mv control.MovedVolume) *block.MovedEr
 	return &block.MovedError{Node: node, Address: spec.Address[node], Volume: vol, Epoch: spec.Group.Epoch + 1}
 }
 
-// serveStream takes a sender's connection for a group this node is the secondary of.
+// serveStream takes a sender's connection for a group this node is the secondary of, or that of a secondary which asks for
+// records.
 func (n *Node) serveStream(ctx context.Context, in *wire.Incoming) error {
 	g := n.group(in.Peer.Group)
+	if pull, err := asksToPull(in); err != nil || pull {
+		switch {
+		case err != nil:
+			return err
+		case g == nil:
+			return notFound("group %s is not on node %s", in.Peer.Group, n.cfg.Name)
+		}
+		return g.servePull(ctx, in)
+	}
 	if g == nil {
 		return notFound("group %s has no secondary on node %s", in.Peer.Group, n.cfg.Name)
 	}

@@ -1,7 +1,11 @@
 package node
 
 import (
+	"time"
+
 	"gantline/internal/control"
+	"gantline/internal/sender"
+	"gantline/internal/volume"
 	"gantline/internal/wire"
 )
 
@@ -16,8 +20,75 @@ func (g *group) settings() control.Settings {
 // applySettings puts the recorded settings in force in the running group; under Node.config. Each part compares what
 // it does with what it should do, so a repetition changes nothing, and a restart begins with the same settings.
 func (g *group) applySettings() error {
-	s := g.settings()
-	g.limit.Set(s.Limit)
-	g.compress.Store(uint32(wire.MethodOf(s.Compress)))
-	return g.applySync(s)
+	settings := g.settings()
+	g.limit.Set(settings.Limit)
+	g.compress.Store(uint32(wire.MethodOf(settings.Compress)))
+	g.mu.Lock()
+	sub, snd := g.sub, g.snd
+	g.mu.Unlock()
+	if sub != nil {
+		sub.SetRetain(retainOf(&settings))
+	}
+	if snd != nil {
+		snd.SetGather(gatherOf(&settings))
+		snd.SetPull(settings.Transfer == control.TransferPull)
+	}
+	g.pulls.poke()
+	return g.applySync(settings)
+}
+
+func retainOf(s *control.Settings) volume.Retain {
+	if s.Retain == control.RetainTransferred {
+		return volume.RetainDurable
+	}
+	return volume.RetainApplied
+}
+
+// gatherOf: hosts of a synchronous group wait for what is sent, and an interval's step is sent whole.
+func gatherOf(s *control.Settings) sender.Gather {
+	if s.Mode == control.ModeSync || s.Mode == control.ModePeriodic {
+		return sender.Gather{}
+	}
+	return sender.Gather{Every: s.SendEvery(), Bytes: s.SendBytes}
+}
+
+// hurryFilled is the part of the journal in use from which on nothing waits for an interval or a quantity.
+const hurryFilled = 0.5
+
+// hurries says that what waits must be sent at once: the journal fills up, a resync's step is under way, or a volume is
+// copied for the first time, of which no more is read than is acknowledged.
+func (g *group) hurries() bool {
+	g.mu.Lock()
+	jnl, sub := g.jnl, g.sub
+	g.mu.Unlock()
+	if sub == nil {
+		return false
+	}
+	if g.copying.Load() || sub.State() == volume.SubResyncing {
+		return true
+	}
+	if jnl == nil {
+		return false
+	}
+	used, capacity := jnl.Space()
+	return float64(used) >= hurryFilled*float64(capacity)
+}
+
+// sendWaitLimit is how long a suspension waits for records that only an interval or a quantity holds back.
+const sendWaitLimit = 2 * time.Second
+
+// sendWaiting sends what waits for an interval or a quantity: once the group is suspended it could be told only by whole
+// marked blocks. What does not get through in time is marked.
+func (g *group) sendWaiting() {
+	settings := g.settings()
+	if (gatherOf(&settings) == sender.Gather{}) || g.sub.State() != volume.SubStreaming {
+		return
+	}
+	upTo := g.vg.Appended()
+	g.snd.Hurry(upTo)
+	for end := time.Now().Add(sendWaitLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if _, durable, _ := g.sub.Cursor(); durable >= upTo || g.snd.Status().State != sender.StateStreaming {
+			return
+		}
+	}
 }

@@ -208,6 +208,9 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	st.LagBytes, st.LagSeconds = lag.Bytes, lag.Age.Seconds()
 	st.ChangedBytes = g.sub.ChangedBytes()
 	st.BlockedOn = snd.BlockedOn
+	if snd.State == sender.StateDown && rec.Spec.Group.Transfer == control.TransferPull {
+		st.BlockedOn = notPulled(snd, st.Peer)
+	}
 	if snd.State == sender.StateRefused && snd.Reason == "split-brain" {
 		st.State = "split-brain"
 	}
@@ -275,11 +278,18 @@ func (g *group) pairState(rec *groupRecord) (state string, consistent bool) {
 
 // secondaryStatus is called under mu.
 func (g *group) secondaryStatus(st *control.GroupStatus, rec *groupRecord) {
+	if g.rcv == nil {
+		st.State, st.BlockedOn = "paired", "the group is being opened here"
+		return
+	}
 	rs, as := g.rcv.Status(), g.app.Status()
 	st.State, st.Consistent = "paired", as.State.Consistent
 	st.CopySource, st.LinkUp = rs.CopySource, len(rs.Connected) > 0
 	st.Appended, st.Durable, st.Applied = uint64(rs.Stored), uint64(rs.Durable), uint64(as.State.Applied)
 	st.Heard, st.BlockedOn = true, rs.BlockedOn
+	if st.BlockedOn == "" {
+		st.BlockedOn = g.pulls.blocked(rs.Sources)
+	}
 	st.Peer = rec.Spec.Group.Primary
 	for _, err := range []error{rs.Err, as.Err} {
 		if err != nil {

@@ -15,6 +15,9 @@
 // and change nothing. What comes early, because an older source still owes what precedes it, waits in its stream's
 // goroutine with the one batch at hand; the socket fills up and the sender's log absorbs the rest.
 //
+// Push and pull. A source that pushes has dialled, and Handle serves its stream. A Puller dials a source and asks for ranges
+// (pull.go); what comes is judged and stored the same way.
+//
 // What it does not do: apply records, know senders' code, decide who owns the group. It never acknowledges more than
 // its Store has said, and after the first error of the Store it acknowledges nothing at all.
 package receiver

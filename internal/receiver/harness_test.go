@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -70,6 +71,10 @@ type secondary struct {
 	loop  *apply.Loop
 	vols  *volumes
 	stop  func()
+
+	alive   context.Context // ends with its life
+	die     context.CancelFunc
+	pulling sync.WaitGroup
 }
 
 // site serves whatever life of the secondary there is just now, on one address.
@@ -84,10 +89,11 @@ type site struct {
 	dials  atomic.Int64
 	delay  time.Duration // SyncDelay
 	lost   int           // power losses that took records
+	pull   bool          // the receiver dials
 }
 
 func newSite(t testing.TB) *site {
-	s := &site{t: t, conns: map[*wire.Incoming]context.CancelFunc{}}
+	s := &site{t: t, conns: map[*wire.Incoming]context.CancelFunc{}, pull: strings.HasPrefix(t.Name(), "TestPull/")}
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -136,6 +142,7 @@ func (s *site) start(store keeper) *secondary {
 func (s *site) open(store keeper) (*secondary, error) {
 	life := &secondary{vols: &volumes{}}
 	life.store, _ = store.(*memStore)
+	life.alive, life.die = context.WithCancel(context.Background())
 	durable, stored := store.Cursors()
 	var recv atomic.Pointer[receiver.Receiver]
 	loop, err := apply.Open(apply.Config{Log: store, Sink: life.vols, State: apply.State{Consistent: true}, Stored: stored,
@@ -164,22 +171,27 @@ func (s *site) open(store keeper) (*secondary, error) {
 
 // kill ends the present life: connections first, so that nothing is acknowledged by a process that is dead.
 func (s *site) kill() {
+	s.mu.Lock()
 	life := s.life.Swap(nil)
 	if life == nil {
+		s.mu.Unlock()
 		return
 	}
-	s.mu.Lock()
 	for _, cancel := range s.conns {
 		cancel()
 	}
 	s.mu.Unlock()
+	life.die()
+	life.pulling.Wait()
 	life.stop()
 }
 
 // dial connects, by a link that is cut after as many bytes as limit says.
-func (s *site) dial(ctx context.Context) (net.Conn, error) {
+func (s *site) dial(ctx context.Context) (net.Conn, error) { return s.dialTo(ctx, s.addr) }
+
+func (s *site) dialTo(ctx context.Context, addr string) (net.Conn, error) {
 	var d net.Dialer
-	nc, err := d.DialContext(ctx, "tcp", s.addr)
+	nc, err := d.DialContext(ctx, "tcp", addr)
 	n := s.dials.Add(1)
 	if err != nil || s.limit == nil {
 		return nc, err
@@ -233,13 +245,53 @@ func (s *site) send(node string, log sender.Source, change ...func(*sender.Confi
 	for _, f := range change {
 		f(&cfg)
 	}
+	cfg.Pull = s.pull
 	snd := sender.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { snd.Run(ctx) })
+	if s.pull {
+		addr := serveSource(s.t, ctx, &wg, node, snd)
+		wg.Go(func() { s.pullFrom(ctx, node, addr) })
+	}
 	stop := func() { cancel(); wg.Wait() }
 	s.t.Cleanup(stop)
 	return snd, stop
+}
+
+// serveSource lets receivers ask the sender for records.
+func serveSource(t testing.TB, ctx context.Context, wg *sync.WaitGroup, node string, snd *sender.Sender) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := wire.NewServer(wire.Handlers{Self: wire.Hello{Role: "node", Name: node}, Stream: snd.Handle}, wire.Limits{})
+	wg.Go(func() { _ = server.Serve(ctx, l) })
+	return l.Addr().String()
+}
+
+// pullFrom has each life of the secondary ask the source.
+func (s *site) pullFrom(ctx context.Context, node, addr string) {
+	for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		life := s.life.Load()
+		if life != nil {
+			life.pulling.Add(1)
+		}
+		s.mu.Unlock()
+		if life == nil {
+			continue
+		}
+		puller := receiver.NewPuller(receiver.PullConfig{Receiver: life.recv, Node: node, Retry: 5 * time.Millisecond,
+			Hello: wire.Hello{Role: "node", Name: "c", Group: "g"},
+			Dial:  func(ctx context.Context) (net.Conn, error) { return s.dialTo(ctx, addr) }})
+		both, cancel := context.WithCancel(ctx)
+		stop := context.AfterFunc(life.alive, cancel)
+		puller.Run(both)
+		stop()
+		cancel()
+		life.pulling.Done()
+	}
 }
 
 // mustPrefix checks that got is a prefix of log, bytes included.

@@ -374,6 +374,9 @@ func (r *Receiver) Status() Status {
 	}
 	for s := range r.streams {
 		st.Connected = append(st.Connected, s.right.id.Node)
+		if s.missing != "" {
+			st.BlockedOn = s.missing
+		}
 		if s.waits {
 			st.BlockedOn = fmt.Sprintf("records from %d on wait for those of the older source, up to %d", r.stored+1, s.right.owed)
 		}

@@ -2,6 +2,7 @@ package receiver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,11 +33,14 @@ type answer struct {
 
 // stream is one connection of one source.
 type stream struct {
-	conn      *wire.Incoming
-	right     right // its bounds are guarded by the receiver's mu, its place in the table by the reading goroutine
+	conn      *wire.Conn
+	peer      string
+	asking    *asking // this side pulls; nil: the source pushes
+	right     right   // its bounds are guarded by the receiver's mu, its place in the table by the reading goroutine
 	ackWake   chan struct{}
 	storeWake chan struct{}
 	waits     bool          // for records of an older source
+	missing   string        // why the source gives nothing to one who asks; guarded by the receiver's mu
 	replaced  chan struct{} // closed when a newer stream of the same source is here
 	gone      bool
 
@@ -47,41 +51,52 @@ type stream struct {
 // errEnded: the stream is over for a reason that the peer need not hear.
 var errEnded = errors.New("stream has ended")
 
-// Handle serves one stream until it ends. An error before the hello was answered is the refusal to be sent.
+// Handle serves one stream that a source pushes until it ends. An error before the hello was answered is the refusal to
+// be sent.
 func (r *Receiver) Handle(ctx context.Context, in *wire.Incoming) error {
-	s, ans, err := r.enter(in)
+	var h hello
+	err := in.Peer.Decode(&h)
+	if err == nil && in.Peer.Group != r.cfg.Group {
+		err = refuse(ReasonProtocol, "hello for group %q, this is %q", in.Peer.Group, r.cfg.Group)
+	}
 	if err != nil {
-		r.log.Info("stream refused", "group", r.cfg.Group, "peer", in.Peer.Name, "reason", err)
+		return err
+	}
+	s, ans, err := r.enter(in.Conn, in.Peer.Name, h)
+	if err != nil {
 		return err
 	}
 	defer r.leave(s)
 	if err := in.Answer(ans); err != nil {
 		return err
 	}
+	return r.serve(ctx, s)
+}
+
+// serve takes in what comes until the stream ends.
+func (r *Receiver) serve(ctx context.Context, s *stream) error {
 	var acks sync.WaitGroup
 	defer acks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	acks.Go(func() { r.ackLoop(ctx, s) })
-	defer context.AfterFunc(ctx, in.Close)()
-	err = r.readLoop(ctx, s)
+	defer context.AfterFunc(ctx, s.conn.Close)()
+	err := r.readLoop(ctx, s)
 	var ref *Refusal
 	if errors.As(err, &ref) {
-		r.log.Warn("stream ended", "group", r.cfg.Group, "peer", in.Peer.Name, "reason", err)
-		in.Refuse(ref)
+		r.log.Warn("stream ended", "group", r.cfg.Group, "peer", s.peer, "reason", err)
+		s.conn.Refuse(ref)
 	}
 	return err
 }
 
 // enter judges the hello and, when it is accepted, makes this stream its source's only one.
-func (r *Receiver) enter(in *wire.Incoming) (*stream, answer, error) {
-	var h hello
-	if err := in.Peer.Decode(&h); err != nil {
-		return nil, answer{}, err
-	}
-	if in.Peer.Group != r.cfg.Group {
-		return nil, answer{}, refuse(ReasonProtocol, "hello for group %q, this is %q", in.Peer.Group, r.cfg.Group)
-	}
+func (r *Receiver) enter(conn *wire.Conn, peer string, h hello) (s *stream, ans answer, err error) {
+	defer func() {
+		if err != nil {
+			r.log.Info("stream refused", "group", r.cfg.Group, "peer", peer, "reason", err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
@@ -112,7 +127,7 @@ func (r *Receiver) enter(in *wire.Incoming) (*stream, answer, error) {
 	if err := r.cutBack(v.keep); err != nil {
 		return nil, answer{}, err
 	}
-	s := &stream{conn: in, right: right{id: h.Epoch, table: h.Table, last: v.last, owed: v.owed},
+	s = &stream{conn: conn, peer: peer, right: right{id: h.Epoch, table: h.Table, last: v.last, owed: v.owed},
 		ackWake: make(chan struct{}, 1), storeWake: make(chan struct{}, 1), replaced: make(chan struct{})}
 	r.streams[s] = struct{}{}
 	r.rebind()
@@ -223,28 +238,44 @@ func (r *Receiver) sendAck(s *stream, repeat bool) error {
 // readLoop takes in frames until the stream ends.
 func (r *Receiver) readLoop(ctx context.Context, s *stream) error {
 	for {
+		if err := r.ask(s); err != nil {
+			return err
+		}
 		t, body, err := s.conn.ReadFrame()
 		if err != nil {
 			return err
 		}
-		switch t {
-		case wire.TypeBatch, wire.TypePacked:
-			err = r.batches(ctx, s)
-		case wire.TypeHeartbeat:
-			var hb wire.Heartbeat
-			if hb, err = wire.DecodeHeartbeat(body); err == nil {
-				err = r.heard(s, hb.Mark)
-				if hb.Urgent {
-					r.urge()
-				}
-			}
-		default:
-			err = refuse(ReasonProtocol, "%v frame in a stream", t)
-		}
-		if err != nil {
+		if err := r.frame(ctx, s, t, body); err != nil {
 			return err
 		}
 	}
+}
+
+// frame takes in one frame.
+func (r *Receiver) frame(ctx context.Context, s *stream, t wire.Type, body []byte) error {
+	switch {
+	case t == wire.TypeBatch, t == wire.TypePacked:
+		return r.batches(ctx, s)
+	case t == wire.TypeHeartbeat:
+		hb, err := wire.DecodeHeartbeat(body)
+		if err != nil {
+			return refuse(ReasonProtocol, "%v", err)
+		}
+		if err := r.heard(s, hb.Mark); err != nil {
+			return err
+		}
+		if hb.Urgent {
+			r.urge()
+		}
+		return nil
+	case t == wire.TypeMiss && s.asking != nil:
+		return r.missed(ctx, s, body)
+	case t == wire.TypeError && s.asking != nil:
+		e := &wire.Error{Kind: wire.KindInternal, Message: "the source has ended the stream"}
+		_ = json.Unmarshal(body, e)
+		return e
+	}
+	return refuse(ReasonProtocol, "%v frame in a stream", t)
 }
 
 // What is gathered from small batches into one append is bounded: in records, and in bytes, for a compressed batch may
@@ -260,30 +291,37 @@ func (r *Receiver) batches(ctx context.Context, s *stream) error {
 	if err != nil {
 		return refuse(ReasonProtocol, "%v", err)
 	}
+	if err := s.asking.answered(1); err != nil {
+		return err
+	}
 	recs, mark, urgent := b.Records, b.Mark, b.Urgent
 	for bytes := dataOf(recs); len(recs) < maxGather && bytes < maxGatherBytes && s.conn.Buffered(); {
 		t, body, err := s.conn.ReadFrame()
 		if err != nil {
 			break // stored first; the error comes again
 		}
-		switch t {
-		case wire.TypeBatch, wire.TypePacked:
-			more, err := s.conn.Batch()
-			if err != nil {
-				return refuse(ReasonProtocol, "%v", err)
+		if t != wire.TypeBatch && t != wire.TypePacked {
+			// In its turn: what came before it is stored first.
+			if err := r.takeAll(ctx, s, recs, mark, urgent); err != nil {
+				return err
 			}
-			bytes += dataOf(more.Records)
-			recs, mark, urgent = append(recs, more.Records...), max(mark, more.Mark), urgent || more.Urgent
-		case wire.TypeHeartbeat:
-			hb, err := wire.DecodeHeartbeat(body)
-			if err != nil {
-				return refuse(ReasonProtocol, "%v", err)
-			}
-			mark, urgent = max(mark, hb.Mark), urgent || hb.Urgent
-		default:
-			return refuse(ReasonProtocol, "%v frame in a stream", t)
+			return r.frame(ctx, s, t, body)
 		}
+		more, err := s.conn.Batch()
+		if err != nil {
+			return refuse(ReasonProtocol, "%v", err)
+		}
+		if err := s.asking.answered(1); err != nil {
+			return err
+		}
+		bytes += dataOf(more.Records)
+		recs, mark, urgent = append(recs, more.Records...), max(mark, more.Mark), urgent || more.Urgent
 	}
+	return r.takeAll(ctx, s, recs, mark, urgent)
+}
+
+// takeAll stores what was gathered, believes its mark, and acknowledges.
+func (r *Receiver) takeAll(ctx context.Context, s *stream, recs []record.Record, mark record.Seq, urgent bool) error {
 	if err := r.take(ctx, s, recs, mark); err != nil {
 		return err
 	}
@@ -399,7 +437,7 @@ func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, 
 		return 0, err
 	}
 	fresh, early, err := s.right.sift(*recs, r.stored)
-	s.waits = early
+	s.waits, s.missing = early, ""
 	*recs = fresh
 	if err != nil || early {
 		return r.cfg.AckEvery, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -48,6 +49,18 @@ type Config struct {
 	Urgent func() record.Seq
 	// CutOff says of an error of Source that a resync is needed; nil: it is ErrTrimmed or ErrSuspended.
 	CutOff func(err error) bool
+	// Trimmed says of such an error that the log has freed what the receiver needs; nil: it is ErrTrimmed.
+	Trimmed func(err error) bool
+	// OnTrimmed is told when the receiver lacks the records from a sequence on and they have been freed; nil: nobody is.
+	OnTrimmed func(from record.Seq)
+	// Pull: the receiver dials and asks, Handle answers it. Not: the sender dials and pushes. SetPull changes it.
+	Pull bool
+	// Gather says when what waits is transferred; SetGather changes it.
+	Gather Gather
+	// Waiting is how many bytes of records lie above a sequence; nil: not counted, Gather.Bytes is reached at once.
+	Waiting func(after record.Seq) int64
+	// Hurry says that nothing may wait for Gather just now; nil: never. It is asked often, and must not wait.
+	Hurry func() bool
 	// Sent is told of bytes of frames put on the link. It is called from several goroutines.
 	Sent func(bytes int64)
 	// Pace holds back what is put on the link; nil: nothing does.
@@ -61,6 +74,7 @@ type Config struct {
 	WindowRecords int           // default 65536
 	WindowBytes   int           // default 32 MiB
 	Heartbeat     time.Duration // default 1 s
+	Hold          time.Duration // how long a range that cannot be answered by records is kept, default 3 s
 	Retry         time.Duration // between attempts while the link is down, default 1 s
 	DialTimeout   time.Duration // default 1 s
 	// HelloTimeout bounds the wait for the receiver's answer. It bounds also how long after a link's return a hello that
@@ -84,6 +98,7 @@ func (c *Config) defaults() {
 	set(&c.WindowRecords, 65536)
 	set(&c.WindowBytes, 32<<20)
 	wait(&c.Heartbeat, time.Second)
+	wait(&c.Hold, 3*time.Second)
 	wait(&c.Retry, time.Second)
 	wait(&c.DialTimeout, time.Second)
 	wait(&c.HelloTimeout, 1500*time.Millisecond)
@@ -95,6 +110,18 @@ func (c *Config) defaults() {
 	}
 	if c.CutOff == nil {
 		c.CutOff = func(err error) bool { return errors.Is(err, ErrTrimmed) || errors.Is(err, ErrSuspended) }
+	}
+	if c.Trimmed == nil {
+		c.Trimmed = func(err error) bool { return errors.Is(err, ErrTrimmed) }
+	}
+	if c.OnTrimmed == nil {
+		c.OnTrimmed = func(record.Seq) {}
+	}
+	if c.Waiting == nil {
+		c.Waiting = func(record.Seq) int64 { return math.MaxInt64 }
+	}
+	if c.Hurry == nil {
+		c.Hurry = func() bool { return false }
 	}
 	if c.Sent == nil {
 		c.Sent = func(int64) {}
@@ -112,6 +139,7 @@ type Sender struct {
 	cfg     Config
 	wake    chan struct{} // an ack, a stop, or something that its owner has changed
 	drained chan struct{}
+	one     chan struct{} // held by the session that runs
 
 	mu     sync.Mutex
 	window Window
@@ -119,24 +147,92 @@ type Sender struct {
 	stopAt record.Seq // 0: none
 	ended  bool       // drained is closed
 	conn   *wire.Conn // of the open stream, nil: none
+	gate   gate
+	hurry  record.Seq // up to here nothing waits
+	held   string     // what records wait for; empty: none wait
+
+	pull     bool
+	turned   chan struct{}   // closed and replaced when pull changes
+	answered *answering      // who is being answered
+	runs     context.Context // of Run; nil: it has not begun, or has ended
+	handles  sync.WaitGroup  // calls of Handle while it runs
 }
 
 // New makes a sender.
 func New(cfg Config) *Sender {
 	cfg.defaults()
-	s := &Sender{cfg: cfg, wake: make(chan struct{}, 1), drained: make(chan struct{})}
+	s := &Sender{cfg: cfg, wake: make(chan struct{}, 1), drained: make(chan struct{}),
+		one: make(chan struct{}, 1)}
 	s.window.MaxRecords, s.window.MaxBytes = cfg.WindowRecords, cfg.WindowBytes
 	s.status.State = StateDown
+	s.gate.gather = cfg.Gather
+	s.pull, s.turned = cfg.Pull, make(chan struct{})
 	return s
 }
 
-// Run keeps the stream going until ctx ends.
+// SetGather changes when what waits is transferred. What waits already is looked at anew.
+func (s *Sender) SetGather(g Gather) {
+	s.mu.Lock()
+	s.gate.gather = g
+	s.mu.Unlock()
+	s.Wake()
+}
+
+// Hurry has all records up to upTo sent without waiting for more.
+func (s *Sender) Hurry(upTo record.Seq) {
+	s.mu.Lock()
+	s.hurry = max(s.hurry, upTo)
+	s.mu.Unlock()
+	s.Wake()
+}
+
+// Run keeps the stream going until ctx ends: it dials and pushes, or lets Handle answer. It joins what Handle does.
 func (s *Sender) Run(ctx context.Context) {
+	s.mu.Lock()
+	s.runs = ctx
+	s.mu.Unlock()
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		pull, turned := s.pull, s.turned
+		s.mu.Unlock()
+		if pull {
+			select {
+			case <-turned:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		s.push(ctx, turned)
+	}
+	s.mu.Lock()
+	s.runs = nil
+	s.mu.Unlock()
+	s.handles.Wait()
+	s.down(context.Cause(ctx))
+}
+
+// errTurned: the other end dials from now on, or this one.
+var errTurned = errors.New("push and pull have been changed for each other")
+
+// push dials again and again until ctx ends or turned is closed.
+func (s *Sender) push(parent context.Context, turned <-chan struct{}) {
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() {
+		select {
+		case <-turned:
+			cancel(errTurned)
+		case <-ctx.Done():
+		}
+	})
+	defer cancel(nil)
 	for ctx.Err() == nil {
 		attempt := time.Now()
 		err := s.once(ctx)
-		if ctx.Err() != nil {
-			break
+		if parent.Err() != nil {
+			return
 		}
 		s.down(err)
 		if rest := s.cfg.Retry - time.Since(attempt); rest > 0 {
@@ -146,7 +242,6 @@ func (s *Sender) Run(ctx context.Context) {
 			}
 		}
 	}
-	s.down(context.Cause(ctx))
 }
 
 // once makes one connection and uses it until it ends.
@@ -156,13 +251,24 @@ func (s *Sender) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st := &session{s: s, conn: conn, table: table, lastRow: len(table) - 1, methods: map[wire.Method]bool{}}
+	return s.stream(ctx, &session{s: s, conn: conn, table: table, lastRow: len(table) - 1}, ans)
+}
+
+// stream runs a session whose hello is over, once the one before has ended: they share window and gate.
+func (s *Sender) stream(ctx context.Context, st *session, ans answer) error {
+	st.methods = map[wire.Method]bool{}
 	for _, name := range ans.Compress {
 		st.methods[wire.MethodOf(name)] = true
 	}
 	defer st.count()
-	defer conn.Close()
-	s.open(conn)
+	defer st.conn.Close()
+	select {
+	case s.one <- struct{}{}:
+		defer func() { <-s.one }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.open(st.conn)
 	defer s.open(nil)
 	if err := st.start(ans); err != nil {
 		return err

@@ -26,6 +26,9 @@ type session struct {
 	methods map[wire.Method]bool
 	packer  wire.Packer
 
+	held bool  // records wait for their time, as of the last look
+	asks *asks // of a receiver that pulls; nil: this side pushes
+
 	beat   context.Context // ends when a heartbeat is due
 	unbeat context.CancelFunc
 	mark   record.Seq // last one sent
@@ -93,6 +96,10 @@ func (t *session) readAcks() error {
 			if err != nil {
 				return err
 			}
+		case wire.TypeRange:
+			if err := t.asked(body); err != nil {
+				return err
+			}
 		case wire.TypeError:
 			e := &wire.Error{Kind: wire.KindInternal, Message: "the receiver has ended the stream"}
 			_ = json.Unmarshal(body, e)
@@ -119,14 +126,17 @@ func (t *session) pump(ctx context.Context) error {
 				return err
 			}
 		case !room || next > limit && limit < t.s.cfg.Source.Durable():
-			// The receiver's window is full, or all that this log has for it is sent.
+			// The receiver's window is full, it has asked for nothing, what there is waits for its time, or all that this log has
+			// for it is sent.
 			t.pause(ctx)
 		case next > limit:
 			if err := t.s.cfg.Source.Wait(t.beat, next-1); err != nil && t.beat.Err() == nil {
 				if !t.s.cfg.CutOff(err) {
 					return fmt.Errorf("wait for record %d: %w", next, err)
 				}
-				t.resync(ctx, err)
+				if err := t.resync(ctx, next, err); err != nil {
+					return err
+				}
 			}
 		default:
 			if err := t.send(ctx, next, limit); err != nil {
@@ -139,19 +149,38 @@ func (t *session) pump(ctx context.Context) error {
 
 // look returns the first sequence to be sent, and the last one that may be.
 func (t *session) look() (next, limit record.Seq, room bool) {
-	durable := t.s.cfg.Source.Durable()
-	t.s.mu.Lock()
-	defer t.s.mu.Unlock()
-	if limit = durable; t.s.stopAt != 0 {
-		limit = min(limit, t.s.stopAt)
+	s := t.s
+	durable, hurry := s.cfg.Source.Durable(), s.cfg.Hurry()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next = s.window.Next()
+	hurry = hurry || s.stopAt != 0 || next <= s.hurry
+	limit, again := s.gate.look(time.Now(), next, durable, func() int64 { return s.cfg.Waiting(next - 1) }, hurry)
+	s.held = ""
+	if t.held = next > limit && limit < durable; t.held {
+		s.held = s.gate.gather.held(again, durable-limit)
 	}
-	return t.s.window.Next(), limit, t.s.window.Room()
+	if s.stopAt != 0 {
+		limit = min(limit, s.stopAt)
+	}
+	ask, asked := t.asks.first()
+	return max(next, ask.From), limit, s.window.Room() && asked
 }
+
+// heldLook is how often records that wait for their time are looked at: more may have come, or haste.
+const heldLook = 20 * time.Millisecond
 
 // pause waits for an ack or a wake-up, at most until a heartbeat is due.
 func (t *session) pause(ctx context.Context) {
+	var soon <-chan time.Time
+	if t.held {
+		timer := time.NewTimer(heldLook)
+		defer timer.Stop()
+		soon = timer.C
+	}
 	select {
 	case <-t.s.wake:
+	case <-soon:
 	case <-t.beat.Done():
 	case <-ctx.Done():
 	}
@@ -180,6 +209,9 @@ func (t *session) heartbeat(ctx context.Context) error {
 	}
 	t.rearm(ctx)
 	t.count()
+	if err := t.expire(); err != nil {
+		return err
+	}
 	t.s.mu.Lock()
 	sent := t.s.window.LastSent()
 	t.s.mu.Unlock()
@@ -202,10 +234,13 @@ func (t *session) urge(sent record.Seq) bool {
 func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	s := t.s
 	mark := s.cfg.Mark()
-	recs, err := s.cfg.Source.Read(next, s.cfg.BatchRecords, s.cfg.BatchBytes)
+	maxRecords, maxBytes := s.cfg.BatchRecords, s.cfg.BatchBytes
+	if ask, ok := t.asks.first(); ok && t.asks != nil {
+		maxRecords, maxBytes = min(maxRecords, int(ask.MaxRecords)), min(maxBytes, int(ask.MaxBytes))
+	}
+	recs, err := s.cfg.Source.Read(next, maxRecords, maxBytes)
 	if err != nil && s.cfg.CutOff(err) {
-		t.resync(ctx, err)
-		return nil
+		return t.resync(ctx, next, err)
 	}
 	if err != nil {
 		return fmt.Errorf("read the log from %d: %w", next, err)
@@ -239,6 +274,7 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 		s.become(StateStreaming, "")
 	}
 	t.mark = mark
+	t.asks.answered()
 	err = t.conn.WritePacked(wire.Batch{Mark: mark, Urgent: t.urge(last), Records: recs}, t.method(), &t.packer)
 	t.count()
 	return err
@@ -252,10 +288,26 @@ func (t *session) method() wire.Method {
 	return wire.MethodNone
 }
 
-// resync waits for a step to begin.
-func (t *session) resync(ctx context.Context, cause error) {
-	t.s.become(StateResync, cause.Error())
+// resync waits for a step to begin. One who asks is told.
+func (t *session) resync(ctx context.Context, next record.Seq, cause error) error {
+	s := t.s
+	reason := wire.MissSuspended
+	if s.cfg.Trimmed(cause) {
+		s.mu.Lock()
+		moved := s.window.Next() > next
+		s.mu.Unlock()
+		if moved {
+			return nil // it has been given them by another source meanwhile
+		}
+		reason = wire.MissTrimmed
+		s.cfg.OnTrimmed(next)
+	}
+	s.become(StateResync, cause.Error())
+	if err := t.miss(reason); err != nil {
+		return err
+	}
 	t.pause(ctx)
+	return nil
 }
 
 // check takes what may be sent of what the log has returned, and counts its data.

@@ -72,6 +72,8 @@ func (s *Sender) Status() Status {
 	switch {
 	case !s.window.Room():
 		st.BlockedOn = fmt.Sprintf("the receiver has not acknowledged %d bytes", st.FlightBytes)
+	case s.held != "":
+		st.BlockedOn = s.held
 	case s.cfg.Pace != nil && !s.cfg.Pace.Unlimited() && st.Sent < s.cfg.Source.Durable():
 		st.BlockedOn = "the limit of the group or of its link"
 	}

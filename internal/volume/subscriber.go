@@ -366,15 +366,11 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 		s.mu.Unlock()
 		return nil // its records may have been freed already; the marks say what it lacks
 	}
-	counted := s.applied
-	if s.cfg.Retain == RetainDurable && s.State() != SubResyncing {
-		counted = s.durable // inside a step nothing is sure before the whole is applied
-	}
+	s.count()
 	s.ackCopies()
 	if s.g.mem != nil && s.State() == SubResyncing {
-		counted = max(counted, s.collectStep())
+		s.acked = max(s.acked, s.collectStep())
 	}
-	s.acked = max(s.acked, counted)
 	stepDone := s.State() == SubResyncing && s.end != 0 && s.applied >= s.end
 	s.changed.Broadcast()
 	acked := s.acked
@@ -397,17 +393,50 @@ func (s *Subscriber) Lapsed() bool {
 	return s.lapsed
 }
 
-// forgetAcked frees the memory of what every subscriber has.
+// count raises acked to what Retain counts, under mu.
+func (s *Subscriber) count() {
+	counted := s.applied
+	if s.cfg.Retain == RetainDurable && s.State() != SubResyncing {
+		counted = s.durable // inside a step nothing is sure before the whole is applied
+	}
+	s.acked = max(s.acked, counted)
+}
+
+// SetRetain changes which acknowledgement frees a record. What has been freed by the other one stays freed.
+func (s *Subscriber) SetRetain(r Retain) {
+	s.mu.Lock()
+	if s.cfg.Retain == r {
+		s.mu.Unlock()
+		return
+	}
+	s.cfg.Retain = r
+	if s.State() != SubSuspended && !s.cutting {
+		s.count()
+	}
+	acked := s.acked
+	s.mu.Unlock()
+	s.g.forgetAcked(acked)
+}
+
+// forgetAcked frees the memory of what every subscriber has. The list of what records touch is kept up to what they have
+// applied: the lag is counted from it.
 func (g *Group) forgetAcked(acked record.Seq) {
+	listed := acked
 	for _, s := range *g.subs.Load() {
-		if keep, ok := s.keeps(); ok {
-			acked = min(acked, keep)
+		if keep, applied, ok := s.keepsAndLists(); ok {
+			acked, listed = min(acked, keep), min(listed, applied)
 		}
 	}
 	g.recentMu.Lock()
 	defer g.recentMu.Unlock()
 	g.forgetRecent(acked)
-	g.extents.dropTo(acked)
+	g.extents.dropTo(listed)
+}
+
+func (s *Subscriber) keepsAndLists() (acked, applied record.Seq, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.acked, min(s.acked, s.applied), s.State() != SubSuspended
 }
 
 // keeps is the cursor that holds the log back; false for one that is cut off.
@@ -456,6 +485,22 @@ func (s *Subscriber) Suspend(reason string) error {
 	s.g.mu.Unlock()
 	s.g.release()
 	return err
+}
+
+// Lost takes a subscriber out of the stream that lacks what it had acknowledged, and what has been freed since: nobody knows
+// what that was, so all is marked. It changes nothing for one that is out of the stream, or inside a step, already.
+func (s *Subscriber) Lost(reason string) error {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if s.State() != SubStreaming {
+		return nil
+	}
+	s.markAll()
+	s.cutOff(reason)
+	if err := s.flushMaps(); err != nil {
+		return s.g.fail(fmt.Errorf("changed map of %s: %w", s.name, err))
+	}
+	return s.g.saveMeta(func(*meta) {})
 }
 
 // cutOff suspends under the commit mutex. First the marks of all that is not acknowledged, then the state: whoever sees
@@ -652,6 +697,19 @@ func (s *Subscriber) Lag() Lag {
 		Bytes:  int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length),
 		Age:    time.Since(began) - oldest.at,
 	}
+}
+
+// Waiting is how many bytes the records above after touch. Of records so far behind that memory has no list of them any
+// more it knows nothing: the answer is then less than what waits, and at least what the list has.
+func (g *Group) Waiting(after record.Seq) int64 {
+	g.recentMu.Lock()
+	defer g.recentMu.Unlock()
+	q := &g.extents
+	if q.n == 0 || after+1 >= q.next() {
+		return 0
+	}
+	oldest := q.at(max(after+1, q.first))
+	return int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length)
 }
 
 // ChangedBytes is what the subscriber lacks besides the stream.

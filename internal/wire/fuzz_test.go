@@ -71,6 +71,8 @@ func FuzzBodies(f *testing.F) {
 	req := make([]byte, requestSize)
 	putRequest(req, &block.Request{Op: block.OpRead, Length: 4096}, 1, 2)
 	f.Add(req)
+	f.Add(EncodeRange(Range{From: 7, MaxRecords: 8, MaxBytes: 9}))
+	f.Add(EncodeMiss(Miss{Reason: MissTrimmed, Ranges: 2, Durable: 3}))
 	f.Add(encodeExtents([]block.Extent{{Offset: 1, Length: 2}}))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if b, err := DecodeBatch(body); err == nil {
@@ -88,6 +90,12 @@ func FuzzBodies(f *testing.F) {
 		}
 		_, _ = decodeExtents(body)
 		_, _ = DecodeAck(body)
+		if r, err := DecodeRange(body); err == nil && !bytes.Equal(EncodeRange(r), body) {
+			t.Fatalf("range %+v of %x", r, body)
+		}
+		if m, err := DecodeMiss(body); err == nil && !bytes.Equal(EncodeMiss(m), body) {
+			t.Fatalf("miss %+v of %x", m, body)
+		}
 		if rep, err := getReply(body); err == nil && rep.code != codeOK {
 			_ = errorOf(rep.code, rep.payload)
 		}

@@ -27,11 +27,29 @@ type Heartbeat struct {
 	Urgent bool // as in a batch
 }
 
-// Range is what a receiver that pulls asks for.
+// Range is what a receiver that pulls asks for: records from From on, at most so many, and so many bytes of data unless
+// the first alone has more. What the connection has brought already does not come again. One batch answers it, or a
+// Miss. An ask frees nothing: acknowledgements do.
 type Range struct {
-	From       record.Seq
-	MaxRecords uint32
+	From       record.Seq // at least 1
+	MaxRecords uint32     // at least 1
 	MaxBytes   uint32
+}
+
+// MissReason says why a range is not answered by records.
+type MissReason uint8
+
+const (
+	MissNotStored MissReason = 1 // beyond what is durable, or what is to be sent before the next transfer: ask again
+	MissTrimmed   MissReason = 2 // freed: a resync must begin
+	MissSuspended MissReason = 3 // the copying is suspended
+)
+
+// Miss answers the oldest ranges that are still unanswered.
+type Miss struct {
+	Reason  MissReason
+	Ranges  uint32     // how many of them, at least 1
+	Durable record.Seq // the source's log is durable up to here
 }
 
 // A batch's body: mark u64, number of records u32, flags u32; then that many entries; then their data, one behind the
@@ -267,10 +285,38 @@ func EncodeRange(r Range) []byte {
 	return binary.LittleEndian.AppendUint32(b, r.MaxBytes)
 }
 
+// DecodeRange refuses a range of nothing.
 func DecodeRange(body []byte) (Range, error) {
 	if len(body) != 16 {
 		return Range{}, fmt.Errorf("%w: range of %d bytes", ErrFrame, len(body))
 	}
 	le := binary.LittleEndian
-	return Range{record.Seq(le.Uint64(body)), le.Uint32(body[8:]), le.Uint32(body[12:])}, nil
+	r := Range{record.Seq(le.Uint64(body)), le.Uint32(body[8:]), le.Uint32(body[12:])}
+	if r.From == 0 || r.From > record.MaxSeq || r.MaxRecords == 0 {
+		return Range{}, fmt.Errorf("%w: range of %d records from %d on", ErrFrame, r.MaxRecords, r.From)
+	}
+	return r, nil
+}
+
+// A miss: reason u8, 0 ×3, ranges u32, durable u64.
+const missSize = 16
+
+func EncodeMiss(m Miss) []byte {
+	b := binary.LittleEndian.AppendUint32(make([]byte, 0, missSize), uint32(m.Reason))
+	b = binary.LittleEndian.AppendUint32(b, m.Ranges)
+	return binary.LittleEndian.AppendUint64(b, uint64(m.Durable))
+}
+
+// DecodeMiss refuses a reason that there is not.
+func DecodeMiss(body []byte) (Miss, error) {
+	if len(body) != missSize {
+		return Miss{}, fmt.Errorf("%w: miss of %d bytes", ErrFrame, len(body))
+	}
+	le := binary.LittleEndian
+	m := Miss{Ranges: le.Uint32(body[4:]), Durable: record.Seq(le.Uint64(body[8:]))}
+	if r := le.Uint32(body); r < uint32(MissNotStored) || r > uint32(MissSuspended) || m.Ranges == 0 {
+		return Miss{}, fmt.Errorf("%w: miss of reason %d for %d ranges", ErrFrame, r, m.Ranges)
+	}
+	m.Reason = MissReason(body[0])
+	return m, nil
 }

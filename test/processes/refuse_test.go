@@ -143,8 +143,6 @@ func TestBadInput(t *testing.T) {
 		{3, "migrate commit db", "db"},
 		// Not built yet, said so.
 		{4, "group create g3 --primary a --secondary c --log queue", "not built yet"},
-		{4, "group create g3 --primary a --secondary c --transfer pull", "not built yet"},
-		{4, "group create g3 --primary a --secondary c --retain transferred", "not built yet"},
 		{4, "group create g3 --primary a --secondary c --rpo 30", "not built yet"},
 		{4, "migrate start db --to b --strategy copy-first", "not built yet"},
 		{4, "migrate start db --to b --backlog carry", "not built yet"},

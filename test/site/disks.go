@@ -47,15 +47,15 @@ type Made struct {
 }
 
 // Pair makes a group a → c with n volumes, each with a virtual volume, and waits until it is paired. Journals are as large
-// as told: small ones are made fast and fill fast.
-func (s *Site) Pair(name string, n int, size int64, journal string) *Made {
+// as told: small ones are made fast and fill fast. More flags are those of `group create`.
+func (s *Site) Pair(name string, n int, size int64, journal string, flags ...string) *Made {
 	s.T.Helper()
 	m := &Made{Name: name, Size: size}
 	for _, node := range []string{"a", "c"} {
 		s.Do("journal", "create", node+"/"+name+"-log", "--size", journal)
 	}
-	s.Do("group", "create", name, "--primary", "a", "--secondary", "c",
-		"--primary-journal", "a/"+name+"-log", "--secondary-journal", "c/"+name+"-log")
+	s.Do(append([]string{"group", "create", name, "--primary", "a", "--secondary", "c",
+		"--primary-journal", "a/" + name + "-log", "--secondary-journal", "c/" + name + "-log"}, flags...)...)
 	for i := range n {
 		v := fmt.Sprintf("%s-%d", name, i+1)
 		m.Volumes = append(m.Volumes, v)

@@ -1,0 +1,231 @@
+package sender
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"gantline/internal/record"
+	"gantline/internal/wire"
+)
+
+// maxAsks bounds the ranges that a receiver may have unanswered on a connection.
+const maxAsks = 256
+
+// asks are the ranges that a receiver has asked for and that are not answered, oldest first. A nil *asks is that of a
+// push: everything is asked for.
+type asks struct {
+	mu   sync.Mutex
+	list []ask
+}
+
+type ask struct {
+	wire.Range
+	at time.Time
+}
+
+// first is the oldest; false: nothing is asked for.
+func (a *asks) first() (wire.Range, bool) {
+	if a == nil {
+		return wire.Range{}, true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.list) == 0 {
+		return wire.Range{}, false
+	}
+	return a.list[0].Range, true
+}
+
+// answered takes the oldest off.
+func (a *asks) answered() {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.list = a.list[1:]
+}
+
+// take removes all that came before then and says how many they were.
+func (a *asks) take(then time.Time) int {
+	if a == nil {
+		return 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for n < len(a.list) && !a.list[n].at.After(then) {
+		n++
+	}
+	a.list = a.list[n:]
+	return n
+}
+
+func (a *asks) add(r wire.Range) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.list) >= maxAsks {
+		return fmt.Errorf("%w: more than %d ranges asked for and not answered", wire.ErrFrame, maxAsks)
+	}
+	a.list = append(a.list, ask{r, time.Now()})
+	return nil
+}
+
+// asked notes a range, on the goroutine that reads.
+func (t *session) asked(body []byte) error {
+	if t.asks == nil {
+		return fmt.Errorf("%w: range in a stream that is pushed", wire.ErrFrame)
+	}
+	r, err := wire.DecodeRange(body)
+	if err == nil {
+		err = t.asks.add(r)
+	}
+	if err == nil {
+		t.s.Wake()
+	}
+	return err
+}
+
+// expire answers ranges that have waited for Hold: not stored (document Fig. 32, S3201 to S3203).
+func (t *session) expire() error {
+	return t.missed(wire.MissNotStored, t.asks.take(time.Now().Add(-t.s.cfg.Hold)))
+}
+
+// miss answers all ranges at once.
+func (t *session) miss(reason wire.MissReason) error {
+	return t.missed(reason, t.asks.take(time.Now()))
+}
+
+func (t *session) missed(reason wire.MissReason, n int) error {
+	if n == 0 {
+		return nil
+	}
+	m := wire.Miss{Reason: reason, Ranges: uint32(n), Durable: t.s.cfg.Source.Durable()}
+	return t.conn.WriteFrame(wire.TypeMiss, wire.EncodeMiss(m))
+}
+
+// SetPull changes who dials and who says when records travel. A stream that is open ends.
+func (s *Sender) SetPull(pull bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pull == pull {
+		return
+	}
+	s.pull = pull
+	close(s.turned)
+	s.turned = make(chan struct{})
+	if s.answered != nil {
+		s.answered.cancel(errTurned)
+	}
+}
+
+// answering is one call of Handle that has been let in.
+type answering struct {
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+}
+
+var (
+	errReplaced = errors.New("the receiver has dialled again")
+	errNotPull  = &wire.Error{Kind: wire.KindUnavailable, Message: "records are pushed here, nobody may ask for them: the other " +
+		"side will hear of it, or this one has not heard of pull yet"}
+	errNotRunning = &wire.Error{Kind: wire.KindUnavailable, Message: "the log is not being sent just now"}
+)
+
+// Handle answers a receiver that pulls (document Figs. 31, 32) until its connection, ctx or Run ends. One at a time is
+// answered: a newer connection ends the one before. An error before the hello was answered is the refusal to be sent.
+func (s *Sender) Handle(ctx context.Context, in *wire.Incoming) error {
+	ctx, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	err = s.answer(ctx, in)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	s.down(err)
+	return err
+}
+
+// enter waits until nobody else is answered.
+func (s *Sender) enter(parent context.Context) (context.Context, func(), error) {
+	ctx, cancel := context.WithCancelCause(parent)
+	me := &answering{cancel: cancel, done: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.runs == nil || s.runs.Err() != nil:
+		cancel(nil)
+		return nil, nil, errNotRunning
+	case !s.pull:
+		cancel(nil)
+		return nil, nil, errNotPull
+	}
+	runs, before := s.runs, s.answered
+	s.handles.Add(1)
+	s.answered = me
+	s.status.Attempts++
+	stop := context.AfterFunc(runs, func() { cancel(context.Cause(runs)) })
+	if before != nil {
+		before.cancel(errReplaced)
+		s.mu.Unlock()
+		<-before.done
+		s.mu.Lock()
+	}
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		s.mu.Lock()
+		if s.answered == me {
+			s.answered = nil
+		}
+		s.mu.Unlock()
+		close(me.done)
+		s.handles.Done()
+	}, nil
+}
+
+// answer shows the log's table, hears what the receiver has, and answers what it asks for. The hello of a push and its
+// answer travel here the other way: this side's parameters answer the receiver's hello, the receiver's come in a frame
+// of their own.
+func (s *Sender) answer(ctx context.Context, in *wire.Incoming) error {
+	table := s.table()
+	row, ok := table.Current()
+	if !ok {
+		return &wire.Error{Kind: wire.KindUnavailable, Message: "the log has no epoch yet"}
+	}
+	if err := in.Answer(hello{Epoch: row.ID(), Table: table, Compress: wire.Methods()}); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { in.Abort(context.Cause(ctx)) })
+	timer := time.AfterFunc(s.cfg.HelloTimeout, func() { in.Abort(fmt.Errorf("%w: the receiver does not say what it has", wire.ErrSilent)) })
+	kind, body, err := in.ReadFrame()
+	timer.Stop()
+	stop()
+	switch {
+	case err != nil:
+		return err
+	case kind == wire.TypeError:
+		e := &wire.Error{Kind: wire.KindInternal, Message: "the receiver has refused the stream"}
+		_ = json.Unmarshal(body, e)
+		return refusalOf(e)
+	case kind != wire.TypeControl:
+		return fmt.Errorf("%w: %v frame where the receiver says what it has", wire.ErrFrame, kind)
+	}
+	var a answer
+	if err := json.Unmarshal(body, &a); err != nil {
+		return fmt.Errorf("%w: what the receiver has: %v", wire.ErrFrame, err)
+	}
+	if a.Applied > a.Durable || a.Durable > a.Stored || a.Stored > record.MaxSeq || a.Owed > record.MaxSeq {
+		return fmt.Errorf("%w: the receiver says that it has stored %d, durable %d, applied %d", wire.ErrFrame, a.Stored, a.Durable, a.Applied)
+	}
+	if s.cfg.Pace != nil {
+		in.Pace(s.cfg.Pace)
+	}
+	return s.stream(ctx, &session{s: s, conn: in.Conn, table: table, lastRow: len(table) - 1, asks: &asks{}}, a)
+}
