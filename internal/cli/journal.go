@@ -22,10 +22,18 @@ func (a *app) journalCmd() *cobra.Command {
 	create.Flags().Var(&size, "size", "size of all devices together")
 	create.Flags().StringArrayVar(&devices, "device", nil, "file or block device on the node; may be repeated")
 	must(create.MarkFlagRequired("size"))
+	var more sizeFlag
+	var device string
+	add := a.verb("add NODE/JNL (--size S | --device PATH)", "Grow a journal by a file or device, while it is in use", cobra.ExactArgs(1),
+		func(ctx context.Context, args []string) error {
+			return a.make(ctx, journalTable, path(journalTable.kind, args[0], "add"), control.JournalAddRequest{Size: more.bytes, Device: device})
+		})
+	add.Flags().Var(&more, "size", "size of a new file beside the journal's own")
+	add.Flags().StringVar(&device, "device", "", "file or block device on the node; all of it is taken, what it holds is lost")
 	dump := a.verb("dump PATH...", "Print the contents of a journal's files on this machine", cobra.MinimumNArgs(1),
 		func(_ context.Context, args []string) error { return a.dump(args) })
 	return noun("journal", "Journals of nodes", create, a.listCmd(journalTable), a.showCmd(journalTable, "NODE/JNL"),
-		a.deleteCmd(journalTable, "delete NODE/JNL", true), dump, a.later("add", "journal add"))
+		a.deleteCmd(journalTable, "delete NODE/JNL", true), add, dump)
 }
 
 // dump reads the files itself: it is for when nothing else runs.

@@ -12,6 +12,7 @@ const (
 	CallVolumeDelete   = "volume.delete"   // NameOnly → {}
 	CallJournalCreate  = "journal.create"  // JournalCreate → JournalStatus
 	CallJournalDelete  = "journal.delete"  // NameOnly → {}
+	CallJournalAdd     = "journal.add"     // JournalAdd → JournalStatus
 	CallGroupConfigure = "group.configure" // GroupSpec → GroupStatus
 	CallGroupSuspend   = "group.suspend"   // GroupSuspend → GroupStatus
 	CallGroupResume    = "group.resume"    // GroupResume → GroupStatus
@@ -55,6 +56,15 @@ type JournalCreate struct {
 	Devices []string `json:"devices"`
 }
 
+// JournalAdd has a journal grow by one device: an existing one, or a new file of Size bytes. Have are its devices before
+// that, so that a repeated call does not add another.
+type JournalAdd struct {
+	Name   string   `json:"name"`
+	Size   int64    `json:"size"`
+	Device string   `json:"device"`
+	Have   []string `json:"have"`
+}
+
 // VolumeStatus is a node's word on one of its volumes. Nil: not known.
 type VolumeStatus struct {
 	Name         string  `json:"name"`
@@ -82,6 +92,9 @@ type JournalStatus struct {
 	Transferred uint64   `json:"transferred"`
 	Applied     uint64   `json:"applied"`
 	Discarded   uint64   `json:"discarded"`
+	// Alarm is the high-water mark that it has reached, in percent: 0, 70 or 90. Cause says why it fills up.
+	Alarm int    `json:"alarm"`
+	Cause string `json:"cause"`
 }
 
 // Roles of a node in a group.
@@ -255,7 +268,15 @@ const (
 
 // NodeReport registers a node and keeps it known as up.
 type NodeReport struct {
-	Node Node `json:"node"`
+	Node   Node           `json:"node"`
+	Alarms []JournalAlarm `json:"alarms"` // of all journals in use
+}
+
+// JournalAlarm is the high-water mark that a journal of the node has reached; see JournalStatus.
+type JournalAlarm struct {
+	Journal string `json:"journal"` // of this node
+	Level   int    `json:"level"`
+	Cause   string `json:"cause"`
 }
 
 // NodeSyncReply: Refused is not empty if another live process has this name.

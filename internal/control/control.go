@@ -69,7 +69,9 @@ type Journal struct {
 	Size    int64    `json:"size"` // bytes
 	Devices []string `json:"devices"`
 	Group   string   `json:"group"`
-	Auto    bool     `json:"auto"` // made by group create, deleted with the group
+	Auto    bool     `json:"auto"`  // made by group create, deleted with the group
+	Alarm   int      `json:"alarm"` // high-water mark that has been told, percent: 0, 70 or 90
+	Cause   string   `json:"cause"` // of the alarm
 }
 
 // Host may open a virtual volume.

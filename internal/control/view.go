@@ -196,6 +196,8 @@ type JournalView struct {
 	Transferred   *uint64  `json:"transferred"`
 	Applied       *uint64  `json:"applied"`
 	Discarded     *uint64  `json:"discarded"`
+	Alarm         *int     `json:"alarm"` // percent: 0, 70 or 90 of it were used, and not far less since
+	Cause         *string  `json:"cause"` // of the alarm
 }
 
 // States of a node or a gateway.
@@ -275,6 +277,12 @@ type JournalRequest struct {
 	Name    string   `json:"name"`
 	Size    int64    `json:"size"`
 	Devices []string `json:"devices,omitempty"`
+}
+
+// JournalAddRequest grows a journal by a new file of Size bytes, or by a device: one of the two.
+type JournalAddRequest struct {
+	Size   int64  `json:"size,omitempty"`
+	Device string `json:"device,omitempty"`
 }
 
 // VvolRequest creates a virtual volume.

@@ -107,11 +107,11 @@ func (j *Journal) plan(recs []record.Record, mayGap bool) (plan, error) {
 
 // fits checks the free space.
 func (j *Journal) fits(s *super, p plan, n int) error {
-	if p.bytes > uint64(j.data.size) {
-		return fmt.Errorf("%w: %d bytes at once, the data area has %d", ErrTooLarge, p.bytes, j.data.size)
+	if p.bytes > uint64(s.dataRing.size) {
+		return fmt.Errorf("%w: %d bytes at once, the data area has %d", ErrTooLarge, p.bytes, s.dataRing.size)
 	}
-	if p.pos+p.bytes-s.trimmedPos > uint64(j.data.size) {
-		return fmt.Errorf("%w: %d bytes of %d used, %d wanted", ErrFull, p.pos-s.trimmedPos, j.data.size, p.bytes)
+	if p.pos+p.bytes-s.trimmedPos > uint64(s.dataRing.size) {
+		return fmt.Errorf("%w: %d bytes of %d used, %d wanted", ErrFull, p.pos-s.trimmedPos, s.dataRing.size, p.bytes)
 	}
 	if used := s.index(p.after) - s.index(s.trimmed); used+uint64(n) > s.entries {
 		return fmt.Errorf("%w: %d entries of %d used, %d wanted", ErrFull, used, s.entries, n)
@@ -172,13 +172,13 @@ func (j *Journal) write(recs []record.Record, p plan) error {
 	var touched uint64
 	var err error
 	if p.bytes > 0 {
-		touched, err = j.data.write(j.iov, int64(p.bytes), p.pos)
+		touched, err = s.dataRing.write(j.iov, int64(p.bytes), p.pos)
 	}
 	clear(j.iov) // do not keep the callers' data alive
 	if err == nil {
 		j.one[0] = j.entries
 		var more uint64
-		more, err = j.mgmt.write(j.one[:], int64(len(j.entries)), s.slot(recs[0].Seq))
+		more, err = s.entryRing.write(j.one[:], int64(len(j.entries)), s.slot(recs[0].Seq))
 		touched |= more
 	}
 	if err != nil {

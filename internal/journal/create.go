@@ -42,13 +42,7 @@ func create(devs []block.Device, id ID, entries uint64, leastData int64) error {
 		}
 	}
 	for i, dev := range devs {
-		l := label{id: id, index: i, count: len(devs), size: dev.Size()}
-		for at := range 2 {
-			if _, err := dev.WriteAt(l.encode(), int64(at*labelSize)); err != nil {
-				return err
-			}
-		}
-		if err := dev.Flush(); err != nil {
+		if err := writeLabel(dev, label{id: id, index: i, count: len(devs), size: dev.Size()}); err != nil {
 			return err
 		}
 	}

@@ -18,6 +18,9 @@
 // wrote it, so what an earlier run left beyond its torn tail can never be taken for a record again, neither after a
 // second crash nor when a receiver goes on in the same row of the epoch table. Cut and Reset are the same step.
 //
+// It grows by devices while it is in use (grow.go): the rings are cut at their heads and what is new is put in between, so that
+// nothing is moved and the space is usable at once.
+//
 // What the disk must do: a sector of 512 bytes is written whole or not at all, and writing a sector never damages
 // another. Entries share sectors, so that appending rewrites the neighbours' unchanged bytes.
 //

@@ -103,10 +103,10 @@ func records(im *image, r *Report, p *printer) error {
 
 // leftovers counts intact entries outside the log: freed ones, and what lies beyond its end.
 func leftovers(im *image, r *Report, p *printer) error {
-	buf := make([]byte, min(1<<20, im.mgmt.size))
-	for off := int64(0); off < im.mgmt.size; off += int64(len(buf)) {
-		b := buf[:min(int64(len(buf)), im.mgmt.size-off)]
-		if err := im.mgmt.read(b, uint64(off)); err != nil {
+	buf := make([]byte, min(1<<20, im.s.entryRing.size))
+	for off := int64(0); off < im.s.entryRing.size; off += int64(len(buf)) {
+		b := buf[:min(int64(len(buf)), im.s.entryRing.size-off)]
+		if err := im.s.entryRing.read(b, uint64(off)); err != nil {
 			return err
 		}
 		for ; len(b) >= entrySize; b = b[entrySize:] {
@@ -202,7 +202,7 @@ func (p *printer) super(im *image) {
 		return
 	}
 	s := im.s
-	p.line("journal %v: %d entries, %d bytes of data area, %d bytes of owner's data", s.id, s.entries, im.data.size, len(s.meta))
+	p.line("journal %v: %d entries, %d bytes of data area, %d bytes of owner's data", s.id, s.entries, im.s.dataRing.size, len(s.meta))
 	for i, list := range [2][]extent{s.management, s.data} {
 		for _, e := range list {
 			p.line("  %s area: device %d, offset %d, %d bytes", [2]string{"management", "data"}[i], e.device, e.off, e.length)

@@ -27,7 +27,7 @@ const (
 	MaxMeta    = 16 << 10
 	MaxPayload = 64 << 20
 	maxGaps    = 64
-	maxExtents = 4 * MaxDevices
+	maxExtents = 8 * MaxDevices // of both rings; a device that joins adds three to each
 
 	minEntries = 1024
 	minData    = 256 << 10
@@ -57,7 +57,7 @@ func (id ID) seed() uint32 { return crc32.Update(0, castagnoli, id[:]) }
 type label struct {
 	id    ID
 	index int
-	count int
+	count int   // devices of the journal once it had joined
 	size  int64 // of the device, in bytes
 }
 

@@ -13,10 +13,7 @@ import (
 //
 // Locks, in the order they are taken: writer, superMu, flushMu, mu.
 type Journal struct {
-	devs     []block.Device
 	seed     uint32
-	mgmt     area
-	data     area
 	recovery Recovery
 
 	writer  sync.Mutex // held by Append and by all that changes the log's shape
@@ -30,9 +27,10 @@ type Journal struct {
 	// write is believed, though the error is reported but once.
 	flushMu sync.Mutex
 
-	mu       sync.Mutex // what follows; never held over input or output
-	wake     sync.Cond  // a sync ended
-	s        *super     // in force; replaced, never changed
+	mu       sync.Mutex     // what follows; never held over input or output
+	wake     sync.Cond      // a sync ended
+	devs     []block.Device // appended to by Join, never changed else
+	s        *super         // in force; replaced, never changed
 	appended record.Seq
 	durable  record.Seq
 	head     uint64 // data position behind appended
@@ -79,6 +77,13 @@ func (j *Journal) Meta() []byte {
 	return j.s.meta
 }
 
+// devices are those of the journal at one moment.
+func (j *Journal) devices() []block.Device {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.devs[:len(j.devs):len(j.devs)]
+}
+
 // Recovery tells what Open found.
 func (j *Journal) Recovery() Recovery { return j.recovery }
 
@@ -89,8 +94,8 @@ func (j *Journal) Space() (used, capacity int64) {
 	defer j.mu.Unlock()
 	bytes := j.head - j.s.trimmedPos
 	count := j.s.index(j.appended) - j.s.index(j.s.trimmed)
-	scaled := float64(count) / float64(j.s.entries) * float64(j.data.size)
-	return max(int64(bytes), int64(scaled)), j.data.size
+	scaled := float64(count) / float64(j.s.entries) * float64(j.s.dataRing.size)
+	return max(int64(bytes), int64(scaled)), j.s.dataRing.size
 }
 
 // Err is nil, or what ended the use of the journal: ErrBroken with its cause, or ErrClosed.
@@ -159,8 +164,9 @@ func (j *Journal) writeSupers(next *super) error {
 		return err
 	}
 	b := next.encode()
+	first := j.devices()[0]
 	for slot := range 2 {
-		if err := writeSuper(j.devs[0], slot, b); err != nil {
+		if err := writeSuper(first, slot, b); err != nil {
 			return j.fail(err)
 		}
 	}
@@ -192,7 +198,7 @@ func (j *Journal) Close() error {
 	j.closed = true
 	j.wake.Broadcast()
 	j.mu.Unlock()
-	for _, dev := range j.devs {
+	for _, dev := range j.devices() {
 		err = errors.Join(err, dev.Close())
 	}
 	return err

@@ -353,7 +353,7 @@ func TestLeftoversStayDead(t *testing.T) {
 // damage flips a byte in seq's entry, durably.
 func damage(t testing.TB, dev *block.Crashable, j *Journal, seq record.Seq) {
 	t.Helper()
-	flip(t, dev, j.mgmt.extents[0].off+int64(j.s.slot(seq))+40)
+	flip(t, dev, j.s.entryRing.extents[0].off+int64(j.s.slot(seq))+40)
 }
 
 func flip(t testing.TB, dev *block.Crashable, off int64) {
@@ -385,7 +385,7 @@ func TestRotIsToldFromTornTail(t *testing.T) {
 			mustSync(t, j)
 			mem = crash(mem)
 			if inData {
-				flip(t, mem[0], j.data.extents[0].off+int64(seq-1)*pageSize+1000)
+				flip(t, mem[0], j.s.dataRing.extents[0].off+int64(seq-1)*pageSize+1000)
 			} else {
 				damage(t, mem[0], j, seq)
 			}
@@ -435,7 +435,7 @@ func TestReadFindsRot(t *testing.T) {
 	openRow(t, j, 1, 1)
 	appendWrites(t, j, 5, 4096)
 	mustSync(t, j)
-	flip(t, mem[0], j.data.extents[0].off+2*pageSize)
+	flip(t, mem[0], j.s.dataRing.extents[0].off+2*pageSize)
 	var rot *RotError
 	if _, err := j.Read(1, 10, 1<<20); !errors.As(err, &rot) || rot.Seq != 3 {
 		t.Fatal(err)

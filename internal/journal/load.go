@@ -19,8 +19,6 @@ type image struct {
 	s       *super // the newer of the good copies
 	first   int    // the copy that was attempted last: the one to write first
 	seed    uint32
-	mgmt    area
-	data    area
 }
 
 // load reads labels and superblocks and checks that they describe these devices.
@@ -34,14 +32,16 @@ func load(devs []block.Device) (*image, error) {
 	}
 	for _, list := range [][]extent{im.s.management, im.s.data} {
 		for _, e := range list {
-			if e.device >= len(im.devs) || e.off+e.length > im.labels[e.device].size {
+			if e.device >= len(im.devs) {
+				return nil, fmt.Errorf("%w: the journal has %d devices, %d were given", ErrForeign, im.s.devices(), len(im.devs))
+			}
+			if e.off+e.length > im.labels[e.device].size {
 				return nil, fmt.Errorf("%w: address table points outside device %d", ErrSuperblock, e.device)
 			}
 		}
 	}
 	im.seed = im.s.id.seed()
-	im.mgmt, im.data = newArea(im.devs, im.s.management), newArea(im.devs, im.s.data)
-	im.mgmt.size = int64(im.s.entries) * entrySize
+	im.s.rings(im.devs)
 	return im, nil
 }
 
@@ -68,7 +68,7 @@ func (im *image) readLabels(devs []block.Device) error {
 			return fmt.Errorf("device %d: %w", i, err)
 		}
 		switch {
-		case l.count != len(devs):
+		case l.count > len(devs) || l.index >= len(devs):
 			return fmt.Errorf("%w: device %d belongs to a journal of %d devices, %d were given", ErrForeign, i, l.count, len(devs))
 		case im.devs[l.index] != nil:
 			return fmt.Errorf("%w: device %d says it is number %d, which another one is already", ErrForeign, i, l.index)
@@ -151,10 +151,10 @@ func (s *super) slot(seq record.Seq) uint64 { return s.index(seq) % s.entries * 
 // may speak of records that were cut since.
 func (im *image) highestMark() (record.Seq, error) {
 	mark := im.s.durable
-	buf := make([]byte, min(1<<20, im.mgmt.size))
-	for off := int64(0); off < im.mgmt.size; off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), im.mgmt.size-off)]
-		if err := im.mgmt.read(p, uint64(off)); err != nil {
+	buf := make([]byte, min(1<<20, im.s.entryRing.size))
+	for off := int64(0); off < im.s.entryRing.size; off += int64(len(buf)) {
+		p := buf[:min(int64(len(buf)), im.s.entryRing.size-off)]
+		if err := im.s.entryRing.read(p, uint64(off)); err != nil {
 			return 0, fmt.Errorf("read management area: %w", err)
 		}
 		for ; len(p) >= entrySize; p = p[entrySize:] {
@@ -184,7 +184,7 @@ type walker struct {
 }
 
 func (im *image) walk() *walker {
-	return &walker{im: im, s: im.s, last: im.s.trimmed, head: im.s.trimmedPos, window: make([]byte, min(1<<20, im.data.size))}
+	return &walker{im: im, s: im.s, last: im.s.trimmed, head: im.s.trimmedPos, window: make([]byte, min(1<<20, im.s.dataRing.size))}
 }
 
 // next is the record behind last. why: the log ends, because the entry expected at e.rec.Seq is not good.
@@ -233,7 +233,7 @@ func (w *walker) fits(e *entry, want record.Seq) string {
 			e.rec.Epoch, e.rec.Incarnation, row.Epoch, row.Incarnation)
 	case e.pos != w.head:
 		return fmt.Sprintf("data at position %d, expected at %d", e.pos, w.head)
-	case e.length > MaxPayload || e.end()-w.s.trimmedPos > uint64(w.im.data.size):
+	case e.length > MaxPayload || e.end()-w.s.trimmedPos > uint64(w.s.dataRing.size):
 		return fmt.Sprintf("data of %d bytes does not fit the data area", e.length)
 	case e.length == 0 && e.rec.CRC != 0:
 		return "checksum without data"
@@ -248,7 +248,7 @@ func (w *walker) slot(index uint64) ([]byte, error) {
 			w.entries = make([]byte, min(4096, w.s.entries)*entrySize)
 		}
 		w.at = index
-		if err := w.im.mgmt.read(w.entries, index%w.s.entries*entrySize); err != nil {
+		if err := w.s.entryRing.read(w.entries, index%w.s.entries*entrySize); err != nil {
 			w.entries = nil
 			return nil, err
 		}
@@ -260,7 +260,7 @@ func (w *walker) slot(index uint64) ([]byte, error) {
 func (w *walker) checksum(pos uint64, n uint32) (sum uint32, err error) {
 	for left := uint64(n); left > 0; {
 		if pos < w.ahead || pos >= w.ahead+uint64(w.filled) {
-			if err := w.im.data.read(w.window, pos); err != nil {
+			if err := w.s.dataRing.read(w.window, pos); err != nil {
 				return 0, err
 			}
 			w.ahead, w.filled = pos, len(w.window)

@@ -189,6 +189,28 @@ func (m *model) reset() {
 	m.recs, m.gaps = map[record.Seq]record.Record{}, map[record.Seq]record.Seq{}
 }
 
+// grow has a device join, or dies between its preparation and its joining.
+func (m *model) grow() {
+	if len(m.mem) > 6 || m.j.Err() != nil {
+		return
+	}
+	dev := block.NewCrashable(dataAtN+int64(2+m.rng.IntN(20))*pageSize, m.rng.Int64())
+	if err := Prepare(dev, testID, len(m.mem)); err != nil {
+		m.t.Fatal(err)
+	}
+	m.mem = append(m.mem, dev) // from now on every opening is given it
+	_, before := m.j.Space()
+	if m.rng.IntN(4) == 0 {
+		m.restart(m.rng.IntN(2) == 0)
+	} else if !m.check(m.j.Join(dev)) {
+		return
+	}
+	if _, after := m.j.Space(); after <= before {
+		m.t.Fatalf("grew from %d to %d", before, after)
+	}
+	m.compare()
+}
+
 // begin opens the log for appending: a receiver in the row that it is in, a primary in a new one.
 func (m *model) begin() {
 	c := m.j.Cursors()
@@ -323,11 +345,13 @@ func TestAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			step := rapid.IntRange(0, 19).Draw(t, "step")
+			step := rapid.IntRange(0, 21).Draw(t, "step")
 			if m.j.Err() != nil {
 				step = 16 + step%4
 			}
 			switch step {
+			case 20, 21:
+				m.grow()
 			case 0, 1, 2, 3, 4, 5, 6:
 				m.append(false)
 			case 7:

@@ -43,7 +43,7 @@ func (j *Journal) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Reco
 func (j *Journal) readRun(s *super, from, appended record.Seq, maxRecords, maxBytes int) ([]record.Record, error) {
 	count := min(s.index(appended)-s.index(from)+1, uint64(maxRecords), maxReadRecords, uint64(max(maxBytes, 0))/512+16)
 	buf := make([]byte, count*entrySize)
-	if err := j.mgmt.read(buf, s.slot(from)); err != nil {
+	if err := s.entryRing.read(buf, s.slot(from)); err != nil {
 		return nil, fmt.Errorf("read entries from sequence %d on: %w", from, err)
 	}
 	recs := make([]record.Record, 0, count)
@@ -69,7 +69,7 @@ func (j *Journal) readRun(s *super, from, appended record.Seq, maxRecords, maxBy
 		recs, lengths = append(recs, e.rec), append(lengths, e.length)
 	}
 	data := make([]byte, end-first)
-	if err := j.data.read(data, first); err != nil {
+	if err := s.dataRing.read(data, first); err != nil {
 		return nil, fmt.Errorf("read data from sequence %d on: %w", from, err)
 	}
 	for i := range recs {
@@ -96,7 +96,7 @@ func (j *Journal) misplaced(s *super, e *entry, want record.Seq, end uint64, beh
 		return fmt.Sprintf("epoch %d incarnation %d does not fit its row", e.rec.Epoch, e.rec.Incarnation)
 	case e.run > s.run || want >= s.runFirst && e.run != s.run:
 		return fmt.Sprintf("left over from run %d", e.run)
-	case e.length > MaxPayload || aligned(uint64(e.length)) > uint64(j.data.size) || behind && e.pos != end:
+	case e.length > MaxPayload || aligned(uint64(e.length)) > uint64(s.dataRing.size) || behind && e.pos != end:
 		return fmt.Sprintf("data of %d bytes at position %d is out of place", e.length, e.pos)
 	}
 	return ""
@@ -105,7 +105,7 @@ func (j *Journal) misplaced(s *super, e *entry, want record.Seq, end uint64, beh
 // endOf is the data position behind the record seq, which is stored and not trimmed.
 func (j *Journal) endOf(s *super, seq record.Seq) (uint64, error) {
 	var b [entrySize]byte
-	if err := j.mgmt.read(b[:], s.slot(seq)); err != nil {
+	if err := s.entryRing.read(b[:], s.slot(seq)); err != nil {
 		return 0, fmt.Errorf("read entry of sequence %d: %w", seq, err)
 	}
 	e, why := decodeEntry(b[:], j.seed)

@@ -13,6 +13,7 @@ type Recovery struct {
 	Mark     record.Seq // what was known to be durable before
 	End      string     // why the log ends behind Last
 	Repaired []string   // management records restored from their second copy
+	Joined   int        // devices that were prepared for the journal and have joined it now
 }
 
 // Open recovers a journal and takes its devices over; Close closes them. They may be given in any order. On an error
@@ -24,7 +25,8 @@ type Recovery struct {
 //  4. Walk the entries from trimmed on. The first that is not good ends the log; at or below the mark it is ErrRot.
 //  5. What lies above the mark is written again and synced. A sync that failed in the process before may have left
 //     pages in the cache that will never reach the disk, and that a later sync does not know of.
-//  6. A new run begins behind the last record, in both superblocks: whatever else is in the rings is void.
+//  6. A new run begins behind the last record, in both superblocks: whatever else is in the rings is void. Devices that
+//     were prepared for this journal and have not joined yet join it with that write.
 //
 // The journal takes records only after OpenRow (a primary) or Resume (a receiver).
 func Open(devs []block.Device) (*Journal, error) {
@@ -76,11 +78,11 @@ type restart struct{ index, pos uint64 }
 
 // writeAgain writes the bytes of the records behind from once more, data before entries, and syncs.
 func (im *image) writeAgain(from restart, w *walker) error {
-	if err := copyOnto(&im.data, from.pos, w.head-from.pos); err != nil {
+	if err := copyOnto(&im.s.dataRing, from.pos, w.head-from.pos); err != nil {
 		return err
 	}
 	entries := im.s.index(w.last) - from.index
-	if err := copyOnto(&im.mgmt, (from.index+1)%im.s.entries*entrySize, entries*entrySize); err != nil {
+	if err := copyOnto(&im.s.entryRing, (from.index+1)%im.s.entries*entrySize, entries*entrySize); err != nil {
 		return err
 	}
 	for i, dev := range im.devs {
@@ -130,6 +132,13 @@ func begin(im *image, w *walker, rec Recovery) (*Journal, error) {
 	next.run++
 	next.runFirst, next.durable = w.last+1, w.last
 	next.dropGaps(w.last)
+	for i := next.devices(); i < len(im.devs); i++ { // prepared, and not joined before the process died
+		if err := next.grow(i, im.labels[i].size, w.head); err != nil {
+			return nil, err
+		}
+		rec.Joined++
+	}
+	next.rings(im.devs)
 	// The copy that was attempted last goes first: if its sync failed, only the other one is surely on the disk.
 	for _, slot := range [2]int{im.first, 1 - im.first} {
 		if err := writeSuper(im.devs[0], slot, next.encode()); err != nil {
@@ -137,7 +146,7 @@ func begin(im *image, w *walker, rec Recovery) (*Journal, error) {
 		}
 	}
 	j := &Journal{
-		devs: im.devs, seed: im.seed, mgmt: im.mgmt, data: im.data, recovery: rec,
+		devs: im.devs, seed: im.seed, recovery: rec,
 		s: &next, appended: w.last, durable: w.last, head: w.head,
 	}
 	j.wake.L = &j.mu

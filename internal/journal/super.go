@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"gantline/internal/block"
 	"gantline/internal/record"
 )
 
@@ -28,6 +29,16 @@ type super struct {
 	gaps       []gap
 	meta       []byte
 	table      record.Table
+
+	// The rings by the address table, on the open devices; see rings. Not stored.
+	entryRing area
+	dataRing  area
+}
+
+// rings makes the rings of the address table usable.
+func (s *super) rings(devs []block.Device) {
+	s.entryRing, s.dataRing = newArea(devs, s.management), newArea(devs, s.data)
+	s.entryRing.size = int64(s.entries) * entrySize
 }
 
 func (s *super) clone() super {
@@ -201,7 +212,8 @@ func (s *super) check() error {
 	var mgmt int64
 	for i, list := range [][]extent{s.management, s.data} {
 		for _, e := range list {
-			if e.device >= MaxDevices || e.off < dataAtN || e.length <= 0 || e.off%pageSize != 0 || e.length%pageSize != 0 ||
+			unit := [2]int64{entrySize, pageSize}[i] // a device that joined may have split the ring of entries anywhere
+			if e.device >= MaxDevices || e.off < dataAtN || e.length <= 0 || e.off%unit != 0 || e.length%unit != 0 ||
 				e.off > 1<<60 || e.length > 1<<60 {
 				return fmt.Errorf("address table has an extent out of range")
 			}

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"sync"
 
+	"gantline/internal/block"
 	"gantline/internal/record"
 )
 
@@ -56,17 +57,18 @@ func (j *Journal) flush(mask uint64) error {
 	if err := j.Err(); err != nil {
 		return err
 	}
+	devs := j.devices()
 	if bits.OnesCount64(mask) == 1 {
-		if err := j.flushDevice(bits.TrailingZeros64(mask)); err != nil {
+		if err := flushDevice(devs, bits.TrailingZeros64(mask)); err != nil {
 			return j.fail(err)
 		}
 		return nil
 	}
-	errs := make([]error, len(j.devs))
+	errs := make([]error, len(devs))
 	var all sync.WaitGroup
-	for i := range j.devs {
+	for i := range devs {
 		if mask&(1<<i) != 0 {
-			all.Go(func() { errs[i] = j.flushDevice(i) })
+			all.Go(func() { errs[i] = flushDevice(devs, i) })
 		}
 	}
 	all.Wait()
@@ -76,8 +78,8 @@ func (j *Journal) flush(mask uint64) error {
 	return nil
 }
 
-func (j *Journal) flushDevice(i int) error {
-	if err := j.devs[i].Flush(); err != nil {
+func flushDevice(devs []block.Device, i int) error {
+	if err := devs[i].Flush(); err != nil {
 		return fmt.Errorf("sync journal device %d: %w", i, err)
 	}
 	return nil

@@ -30,6 +30,12 @@ type (
 		DryRun bool `query:"dry_run" doc:"answer with a plan and change nothing"`
 		Body   B
 	}
+	ownedBodyIn[B any] struct {
+		Node   string `path:"node" maxLength:"200"`
+		Name   string `path:"name" maxLength:"200"`
+		DryRun bool   `query:"dry_run" doc:"answer with a plan and change nothing"`
+		Body   B
+	}
 	nameBodyIn[B any] struct {
 		Name   string `path:"name" maxLength:"200"`
 		DryRun bool   `query:"dry_run" doc:"answer with a plan and change nothing"`
@@ -166,6 +172,14 @@ func (m *Manager) registerObjects(api huma.API) {
 			}
 			return shown(ctx, m.journalViews, control.KindJournal, in.Body.Name)
 		})
+	handle(api, http.MethodPost, "/v1/journals/{node}/{name}/add", "add-journal", "Grow a journal by a file or device",
+		func(ctx context.Context, in *ownedBodyIn[control.JournalAddRequest]) (control.JournalView, error) {
+			full := in.Node + "/" + in.Name
+			if err := m.journalAdd(ctx, full, in.Body); err != nil {
+				return control.JournalView{}, err
+			}
+			return shown(ctx, m.journalViews, control.KindJournal, full)
+		})
 	remove(api, "/v1/journals/{node}/{name}", "delete-journal", "Delete a journal",
 		func(ctx context.Context, in *ownedIn) error { return m.journalDelete(ctx, in.full()) })
 	m.registerVvols(api)
@@ -265,7 +279,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodGet, "/v1/pools/{name}", "pool show"},
 		{http.MethodDelete, "/v1/pools/{name}", "pool delete"},
 		{http.MethodPost, "/v1/volumes/{node}/{name}/resize", "volume resize"},
-		{http.MethodPost, "/v1/journals/{node}/{name}/add", "journal add"},
 		{http.MethodPost, "/v1/groups/{name}/verify", "group verify"},
 		{http.MethodPost, "/v1/groups/{name}/promote", "group promote"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},

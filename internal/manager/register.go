@@ -34,7 +34,8 @@ func (m *Manager) nodeSync(ctx context.Context, name string, report control.Node
 		m.pusher.forget(name)
 		m.pusher.kick()
 	}
-	return control.NodeSyncReply{}, nil
+	_, err = attempt(ctx, func() (struct{}, error) { return struct{}{}, m.noteAlarms(ctx, name, report.Alarms) })
+	return control.NodeSyncReply{}, err
 }
 
 func checkRegistration(kind, name, install, instance string) error {

@@ -144,6 +144,7 @@ func (m *Manager) journalViews(ctx context.Context, name string) ([]control.Jour
 				if s := &st.Journals[i]; s.Name == j.V.Name {
 					v.UsedBytes, v.CapacityBytes = &s.Used, &s.Capacity
 					v.Stored, v.Transferred, v.Applied, v.Discarded = &s.Stored, &s.Transferred, &s.Applied, &s.Discarded
+					v.Alarm, v.Cause = &s.Alarm, &s.Cause
 				}
 			}
 		}
@@ -418,6 +419,15 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 			problem("group %s is %s", g.Name, *g.State)
 		case *g.State != "empty" && g.Link != nil && *g.Link == control.StateDown:
 			problem("group %s: the link to %s is down", g.Name, g.Secondary)
+		}
+	}
+	journals, err := loadAll[control.Journal](ctx, m, control.KindJournal)
+	if err != nil {
+		return v, err
+	}
+	for _, j := range journals {
+		if j.V.Alarm > 0 {
+			problem("journal %s/%s is more than %d %% full: %s", j.V.Node, j.V.Name, j.V.Alarm, j.V.Cause)
 		}
 	}
 	for _, mg := range v.Migrations {

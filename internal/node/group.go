@@ -55,6 +55,7 @@ type group struct {
 	copying  atomic.Bool   // a volume is being copied for the first time
 	noReturn string        // why a synchronous group that was cut off does not resync by itself
 	copySeen copySeen
+	alarm    control.JournalAlarm // high-water mark of the journal
 
 	limit    *pace.Limiter // of what is sent to the secondary
 	compress atomic.Uint32 // wire.Method of it

@@ -250,6 +250,7 @@ func (n *Node) serve(ctx context.Context) error {
 	report := control.NodeReport{Node: control.Node{Name: n.cfg.Name, Site: n.cfg.Site, Install: n.state.view().Install,
 		Instance: n.instance, Address: address, Peer: peer, NBD: nbdAddrs, Since: time.Now().UTC()}}
 	eg.Go(func() error { return n.sessions.Run(ctx) })
+	eg.Go(func() error { return n.watchJournals(ctx) })
 	eg.Go(func() error {
 		<-ctx.Done()
 		n.letGo()
@@ -291,6 +292,7 @@ func (n *Node) letGo() {
 // the name ends a process that has not been registered before under it.
 func (n *Node) register(ctx context.Context, report control.NodeReport) error {
 	for {
+		report.Alarms = n.alarms()
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)
 		reply, err := n.cfg.Manager.SyncNode(call, report)
 		cancel()

@@ -216,6 +216,8 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteVolume(ctx, in.Name) })
 	case control.CallJournalCreate:
 		return with(params, n.createJournal)
+	case control.CallJournalAdd:
+		return with(params, n.addJournal)
 	case control.CallJournalDelete:
 		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteJournal(in.Name) })
 	case control.CallGroupConfigure:

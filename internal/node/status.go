@@ -145,6 +145,7 @@ func (n *Node) journalStatus(name string) (control.JournalStatus, error) {
 		if g.jnl != nil {
 			st.Discarded = uint64(g.jnl.Cursors().Trimmed)
 		}
+		st.Alarm, st.Cause = g.alarm.Level, g.alarm.Cause
 		g.mu.Unlock()
 	}
 	return st, nil

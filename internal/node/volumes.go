@@ -231,7 +231,7 @@ func (n *Node) createJournal(in control.JournalCreate) (control.JournalStatus, e
 	what := "journal " + n.cfg.Name + "/" + in.Name
 	paths := in.Devices
 	if len(paths) == 0 {
-		paths = []string{filepath.Join(n.cfg.DataDir, "journals", in.Name+".jnl")}
+		paths = []string{n.journalPath(in.Name, 0)}
 	}
 	d := n.state.view()
 	if have := d.Journals[in.Name]; have != nil {
@@ -269,7 +269,7 @@ func (n *Node) createJournal(in control.JournalCreate) (control.JournalStatus, e
 		n.removeMade(in, paths)
 		return control.JournalStatus{}, refused("%s: %v", what, err)
 	}
-	rec := &journalRecord{Name: in.Name, ID: fmt.Sprintf("%x", id), Size: in.Size, Devices: paths}
+	rec := &journalRecord{Name: in.Name, ID: id.String(), Size: in.Size, Devices: paths}
 	if err := n.state.update(func(d *durable) error { d.Journals[in.Name] = rec; return nil }); err != nil {
 		return control.JournalStatus{}, err
 	}
@@ -318,10 +318,13 @@ func (n *Node) deleteJournal(name string) error {
 	if err := n.state.update(func(d *durable) error { delete(d.Journals, name); return nil }); err != nil {
 		return err
 	}
-	if own := filepath.Join(n.cfg.DataDir, "journals", name+".jnl"); len(rec.Devices) == 1 && rec.Devices[0] == own {
-		return n.cfg.Devices.Remove(own)
+	var errs []error
+	for i, path := range rec.Devices {
+		if path == n.journalPath(name, i) {
+			errs = append(errs, n.cfg.Devices.Remove(path))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // prepareJournal formats a journal that another group has had, so that the next one does not find its records.
@@ -351,7 +354,7 @@ func (n *Node) blankJournal(rec *journalRecord) error {
 		return fmt.Errorf("journal %s/%s: %w", n.cfg.Name, rec.Name, err)
 	}
 	return n.state.update(func(d *durable) error {
-		d.Journals[rec.Name].ID, d.Journals[rec.Name].Used = fmt.Sprintf("%x", id), false
+		d.Journals[rec.Name].ID, d.Journals[rec.Name].Used = id.String(), false
 		return nil
 	})
 }

@@ -169,7 +169,8 @@ func (n *Node) answer(method string, params json.RawMessage) (any, error) {
 	switch method {
 	case control.CallNodeStatus:
 		return n.status(), nil
-	case control.CallVolumeCreate, control.CallVolumeDelete, control.CallJournalCreate, control.CallJournalDelete:
+	case control.CallVolumeCreate, control.CallVolumeDelete, control.CallJournalCreate, control.CallJournalDelete,
+		control.CallJournalAdd:
 		return n.object(method, object.Name, params)
 	case control.CallGroupConfigure, control.CallGroupSuspend, control.CallGroupResume, control.CallGroupDelete:
 		return n.group(method, object.Name, params)
@@ -216,9 +217,21 @@ func (n *Node) object(method, name string, params json.RawMessage) (any, error) 
 		}
 		return v, nil
 	}
+	j := n.Journals[name]
+	if method == control.CallJournalAdd {
+		var in control.JournalAdd
+		_ = json.Unmarshal(params, &in)
+		if j == nil {
+			return nil, &control.Error{Kind: control.KindNotFound, Message: "journal " + name + " does not exist"}
+		}
+		if len(j.Devices) == len(in.Have) {
+			j.Devices = append(j.Devices, fmt.Sprintf("/data/%s.%d.jnl", name, len(in.Have)))
+			j.Size += in.Size
+		}
+		return j, nil
+	}
 	var in control.JournalCreate
 	_ = json.Unmarshal(params, &in)
-	j := n.Journals[name]
 	if j == nil {
 		j = &control.JournalStatus{Name: name, Size: in.Size, Capacity: in.Size, Devices: []string{"/data/" + name + ".jnl"}}
 		n.Journals[name] = j
