@@ -171,9 +171,10 @@ func (c *cache) removeWritten(written []segment) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.bytes
+	var hint btree.PathHint // what is written lies side by side
 	for _, w := range written {
-		if s, ok := c.tree.Get(segment{off: w.off}); ok && s.seq == w.seq && s.end == w.end {
-			c.tree.Delete(s)
+		if s, ok := c.tree.GetHint(segment{off: w.off}, &hint); ok && s.seq == w.seq && s.end == w.end {
+			c.tree.DeleteHint(s, &hint)
 			c.bytes -= s.weight()
 			continue
 		}

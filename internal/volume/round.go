@@ -147,26 +147,38 @@ func (g *Group) allowOnDevice(seq record.Seq) error {
 	return g.saveMeta(func(m *meta) { m.Applied = max(seq, m.Applied) })
 }
 
-// writeOut writes segments, in order, those of present regions, and takes them out of the cache. It returns the lowest
-// sequence and the bytes of the others.
+// writeOut writes segments, in order, those of present regions, and takes them out of the cache, some at a time. It returns
+// the lowest sequence and the bytes of the others.
 func (m *member) writeOut(segs []segment) (low record.Seq, bytes int64, err error) {
 	absent := m.absence()
+	from, written := 0, int64(0) // segs[from:i] are on the device and still in the cache
+	leave := func(i int) {
+		if i > from {
+			m.group.grow(-m.cache.removeWritten(segs[from:i]))
+		}
+		from, written = i, 0
+	}
 	for i := 0; i < len(segs); {
 		if absent(segs[i].off) {
+			leave(i)
 			if low == 0 || segs[i].seq < low {
 				low = segs[i].seq
 			}
 			bytes += segs[i].weight()
 			i++
+			from = i
 			continue
 		}
 		n := runLength(segs[i:], absent)
 		if err := m.writeRun(segs[i : i+n]); err != nil {
 			return 0, 0, err
 		}
-		m.group.grow(-m.cache.removeWritten(segs[i : i+n]))
 		i += n
+		if written += segs[i-1].end - segs[i-n].off; written >= maxRun || i-from >= maxRunBufs {
+			leave(i)
+		}
 	}
+	leave(len(segs))
 	return low, bytes, nil
 }
 
