@@ -58,7 +58,7 @@ func (a *app) groupCmd() *cobra.Command {
 		return a.make(ctx, groupTable, path(groupTable.kind, args[0], "suspend"), struct{}{})
 	})
 	return noun("group", "Consistency groups", a.groupCreate(), a.listCmd(groupTable), a.showCmd(groupTable, "G"), suspend,
-		a.groupSet(), a.groupResume(), a.deleteCmd(groupTable, "delete G", false), a.later("verify", "group verify"),
+		a.groupSet(), a.groupResume(), a.deleteCmd(groupTable, "delete G", false), a.groupVerify(),
 		a.later("promote", "group promote"), a.later("failback", "group failback"), a.later("test", "group test"))
 }
 

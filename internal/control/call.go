@@ -17,6 +17,9 @@ const (
 	CallGroupSuspend   = "group.suspend"   // GroupSuspend → GroupStatus
 	CallGroupResume    = "group.resume"    // GroupResume → GroupStatus
 	CallGroupDelete    = "group.delete"    // NameOnly → {}
+	CallGroupVerify    = "group.verify"    // GroupVerify → VerifyStatus ; to the primary, returns at once
+	CallGroupVerified  = "group.verified"  // NameOnly → VerifyStatus ; to the primary
+	CallGroupDigests   = "group.digests"   // DigestAsk → DigestFound ; primary to secondary
 
 	CallMigrateCheck      = "migrate.check"      // MigrationSpec → MigrationCheck
 	CallMigrateRegister   = "migrate.register"   // MigrationSpec → {} ; to secondary, source, target

@@ -229,6 +229,12 @@ func (m *Manager) registerGroups(api huma.API) {
 	groupAction(m, api, "set", "Change how a group copies", m.groupSet)
 	groupAction(m, api, "resume", "Resync what has changed", m.groupResume)
 	groupAction(m, api, "pairs", "Add a pair", m.pairAdd)
+	handle(api, http.MethodPost, "/v1/groups/{name}/verify", "verify-group", "Compare both sides; answers when it has begun",
+		func(ctx context.Context, in *nameBodyIn[control.VerifyRequest]) (control.VerifyView, error) {
+			return m.groupVerify(ctx, in.Name, in.Body)
+		})
+	handle(api, http.MethodGet, "/v1/groups/{name}/verify", "show-verify", "Show the verify under way, or the last",
+		func(ctx context.Context, in *nameIn) (control.VerifyView, error) { return m.verifyView(ctx, in.Name) })
 	handle(api, http.MethodGet, "/v1/pairs", "list-pairs", "List the pairs of all groups",
 		func(ctx context.Context, _ *none) ([]control.PairListView, error) { return m.pairViews(ctx) })
 	handle(api, http.MethodGet, "/v1/status", "status", "The whole at a glance",
@@ -279,7 +285,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodGet, "/v1/pools/{name}", "pool show"},
 		{http.MethodDelete, "/v1/pools/{name}", "pool delete"},
 		{http.MethodPost, "/v1/volumes/{node}/{name}/resize", "volume resize"},
-		{http.MethodPost, "/v1/groups/{name}/verify", "group verify"},
 		{http.MethodPost, "/v1/groups/{name}/promote", "group promote"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},
 		{http.MethodPost, "/v1/groups/{name}/test", "group test"},

@@ -57,6 +57,9 @@ type group struct {
 	copySeen copySeen
 	alarm    control.JournalAlarm // high-water mark of the journal
 
+	found  findings              // secondary: at digest records
+	verify *control.VerifyStatus // primary: the one under way; replaced, never changed
+
 	limit    *pace.Limiter // of what is sent to the secondary
 	compress atomic.Uint32 // wire.Method of it
 }
@@ -167,7 +170,7 @@ func (g *group) open(rec *groupRecord) (err error) {
 	}
 	cache := g.n.cacheShare()
 	vg, err := volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
-		CacheBytes: cache, RecentBytes: cache, OnFailed: g.failed})
+		CacheBytes: cache, RecentBytes: cache, OnFailed: g.failed, OnRecord: g.onRecord})
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,9 @@ import (
 // The loops begin last: a checkpoint must not free what the secondary lacks before the secondary is a subscriber again.
 func (g *group) startPrimaryRole(rec *groupRecord) error {
 	defer g.goRun()
+	if err := g.verifyAfterRestart(rec); err != nil {
+		return err
+	}
 	if cut, _, sealed := g.vg.Sealed(); sealed {
 		if row, ok := g.vg.Table().At(cut); ok && row.Epoch >= rec.Epoch {
 			return g.resumeSource(rec, cut)

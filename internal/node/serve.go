@@ -226,6 +226,12 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 		return with(params, func(in control.GroupSuspend) (any, error) { return n.suspendGroup(in.Name) })
 	case control.CallGroupResume:
 		return with(params, func(in control.GroupResume) (any, error) { return n.resumeGroup(in) })
+	case control.CallGroupVerify:
+		return with(params, n.verifyGroup)
+	case control.CallGroupVerified:
+		return with(params, func(in control.NameOnly) (any, error) { return n.verifyStatus(in.Name) })
+	case control.CallGroupDigests:
+		return with(params, n.digestsFound)
 	case control.CallGroupDelete:
 		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteGroup(ctx, in.Name) })
 	}

@@ -58,6 +58,8 @@ type groupRecord struct {
 	Inconsistent bool `json:"inconsistent"`
 	// Epoch is the one in which this node serves or will: as primary, as target of a move, reopened as its source.
 	Epoch uint64 `json:"epoch"`
+	// Verify is the verify under way, or the last, at a primary.
+	Verify *control.VerifyStatus `json:"verify,omitempty"`
 	// WANBase is what other nodes had sent to the secondary before this one became primary.
 	WANBase int64 `json:"wan_base"`
 }

@@ -240,6 +240,10 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 		}
 		return
 	}
+	if v := g.verify; v != nil && st.State == "paired" {
+		st.Copy = g.copyStatus("verify", v.ComparedBytes, v.TotalBytes)
+		return
+	}
 	catchingUp := st.State == "resyncing" && g.sub.State() == volume.SubStreaming // by the journal: there is nothing to copy
 	if p := g.sub.CopyProgress(); p.Total > 0 && st.State != "paired" && st.State != "suspended" && !catchingUp {
 		kind := "initial"

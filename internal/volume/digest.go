@@ -85,6 +85,9 @@ func (s *Subscriber) NewDigests(run uint64) *Digests {
 	return &Digests{s: s, run: run, data: make([]byte, DigestExtent)}
 }
 
+// Run is the number of the run.
+func (d *Digests) Run() uint64 { return d.run }
+
 const (
 	digestAttempts = 3                     // reads of an extent that hosts write, before it goes block by block
 	digestRest     = 3                     // while hosts are at work: times as long as the last extent took
@@ -93,7 +96,8 @@ const (
 
 // Add digests one extent of at most DigestExtent: exactly the bytes at the record's sequence, since no write to it is
 // numbered between their reading and the record. An extent that hosts keep writing goes in smaller ones. It stands back
-// while hosts are at work. ErrBusy: the subscriber lacks some of it (marked blocks); ErrSuspended: all of it may.
+// while hosts are at work. ErrBusy: the subscriber lacks some of it (marked blocks); ErrSuspended: it may lack more,
+// suspended or in a step.
 func (d *Digests) Add(ctx context.Context, n record.VolumeNumber, off, length int64) ([]Digested, error) {
 	m := d.s.g.member(n)
 	if m == nil {
@@ -158,7 +162,7 @@ func (d *Digests) add(ctx context.Context, m *member, off, length int64) ([]Dige
 // numberDigest appends the record, under the commit mutex.
 func (s *Subscriber) numberDigest(n record.VolumeNumber, d *digestRecord) (record.Seq, error) {
 	if s.State() != SubStreaming {
-		return 0, fmt.Errorf("%w: it is %s", ErrSuspended, s.State())
+		return 0, ErrSuspended
 	}
 	if b := s.volumes()[n]; b == nil || b.marksIn(d.off/s.cfg.BlockSize, (d.off+d.length-1)/s.cfg.BlockSize) {
 		return 0, fmt.Errorf("%w: volume %d is still being copied to %s", ErrBusy, n, s.name)

@@ -149,7 +149,6 @@ func TestBadInput(t *testing.T) {
 		{4, "migrate start db --to b --mirror", "not built yet"},
 		{4, "migrate start db --to b --in-flight error", "not built yet"},
 		{4, "group promote db", "not built yet"},
-		{4, "group verify db", "not built yet"},
 		{4, "pool list", "not built yet"},
 		{4, "top", "not built yet"},
 		// Usage.
