@@ -138,6 +138,8 @@ func (c *SettingsChange) fits(s *Settings) error {
 		return Errorf(KindUsage, "--on-link-loss %s belongs to --mode sync, the group is %s", c.OnLinkLoss, s.Mode)
 	case (given(c.SendEveryMS) || given(c.SendBytes)) && s.Mode != ModeAsync:
 		return Errorf(KindUsage, "--send-every and --send-bytes belong to --mode async, the group is %s", s.Mode)
+	case (s.SendEveryMS != 0 || s.SendBytes != 0) && s.Mode != ModeAsync:
+		return Errorf(KindUsage, "--mode %s does not go with the --send-every or --send-bytes that the group has: set them to 0", s.Mode)
 	case s.Mode == ModeSync && s.Log == LogQueue:
 		return Errorf(KindUsage, "--mode sync does not go with --log queue: its records are gone with the primary's process; use journal")
 	case s.Mode == ModeSync && s.Transfer == TransferPull:

@@ -187,6 +187,10 @@ func (g *group) watchJournal() {
 	g.mu.Lock()
 	g.alarm.Level, g.alarm.Cause = level, cause
 	g.mu.Unlock()
+	select {
+	case g.n.alarmed <- struct{}{}:
+	default:
+	}
 	if level > was {
 		g.n.log.Warn("journal fills up", "group", g.name, "percent", level, "cause", cause)
 	} else {

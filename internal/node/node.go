@@ -99,6 +99,7 @@ type Node struct {
 	groups  map[string]*group
 	moves   map[string]*move
 	callers map[string]*wire.Caller
+	alarmed chan struct{}     // a journal has reached or left a high-water mark: the manager is told now
 	address map[string]string // of other nodes, as last told
 	links   map[string]*link  // to other nodes
 
@@ -158,7 +159,8 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx,
 		volumes: map[string]*nodeVolume{}, broken: map[string]error{}, groups: map[string]*group{}, moves: map[string]*move{},
-		callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{}}
+		callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{},
+		alarmed: make(chan struct{}, 1)}
 	n.exports = newExports(n)
 	n.sessions = wire.NewSessions(wire.SessionLimits{}, nil)
 	d := st.view()
@@ -307,6 +309,7 @@ func (n *Node) register(ctx context.Context, report control.NodeReport) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
+		case <-n.alarmed:
 		}
 	}
 }

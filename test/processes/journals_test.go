@@ -26,7 +26,7 @@ func TestJournalsOfSeveralDevices(t *testing.T) {
 	s.Do("journal", "create", "c/db-log", "--size", "32MiB", "--device", filepath.Join(dir, "c1"), "--device", filepath.Join(dir, "c2"),
 		"--device", filepath.Join(dir, "c3"))
 	g := s.Pair("db", 2, 64*mib, "32MiB")
-	load := proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 8, MaxBlocks: 8, FlushEvery: 40, Rate: 300, Span: 32 * mib})
+	load := proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 8, MaxBlocks: 8, FlushEvery: 40, Rate: 100, Span: 32 * mib})
 	running := site.Run(load)
 	show := func(name string) (v control.JournalView) {
 		t.Helper()
@@ -40,7 +40,7 @@ func TestJournalsOfSeveralDevices(t *testing.T) {
 	told := func(what string) func() bool {
 		return func() bool { return strings.Contains(s.Do("events"), what) }
 	}
-	s.WaitFor(40*time.Second, "the alarm", told("journal a/db-log is more than 70 % full"))
+	s.WaitFor(40*time.Second, "the alarm", told("journal a/db-log is more than"))
 	if v := show("a/db-log"); v.Alarm == nil || *v.Alarm < 70 || *v.Cause == "" {
 		t.Errorf("with an alarm: %+v", v)
 	}
