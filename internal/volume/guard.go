@@ -33,10 +33,10 @@ func (s guardState) String() string {
 // gates says whether answers wait in this state.
 func (s guardState) gates() bool { return s == guardJoining || s == guardHolds || s == guardLost }
 
-// A subscriber that lacks no more than this is waited for from then on: it is what a window may have in flight anyway.
+// A subscriber that lacks no more than this is waited for from then on: over most links it is there within a moment.
 const (
-	joinRecords = 1 << 16
-	joinBytes   = 32 << 20
+	joinRecords = 8192
+	joinBytes   = 4 << 20
 )
 
 // guardFacts are what a guard decides by. Times are since began.
@@ -49,7 +49,7 @@ type guardFacts struct {
 	durable record.Seq // there
 	tip     record.Seq
 	lacks   int64         // bytes of the records above stored
-	oldest  time.Duration // since when somebody waits for the subscriber; 0: nobody does
+	oldest  time.Duration // since when somebody waits for the subscriber and nothing has come of it; 0: nobody does
 }
 
 type guardAction uint8

@@ -18,7 +18,7 @@ type SyncConfig struct {
 	// Stop: with the subscriber lost nothing is answered; otherwise it is cut off, durably, and hosts go on.
 	Stop     bool
 	Patience time.Duration // without a connection it is lost after this, default 3 s
-	Stall    time.Duration // connected, but without the answer that a host waits for, after this, default 10 s
+	Stall    time.Duration // connected, but without any progress that a host waits for, after this, default 10 s
 	Hold     time.Duration // Stop: requests fail when it has been lost for so long, default 20 s
 }
 
@@ -49,6 +49,8 @@ type protection struct {
 
 	ackStored  atomic.Uint64 // as of the last acknowledgement: after a loss of power there it may be lower than before
 	ackDurable atomic.Uint64
+	storedAt   atomic.Int64 // when they last rose, since began
+	durableAt  atomic.Int64
 	refusal    atomic.Pointer[error] // requests that wait get it, and so do new ones
 
 	guardMu  sync.Mutex // leaf
@@ -324,7 +326,7 @@ func (s *Subscriber) look(link bool) {
 // decide runs under the commit mutex: whoever is numbered afterwards waits, or does not.
 func (s *Subscriber) decide(link bool) (action guardAction, changed bool, why string) {
 	g := s.g
-	oldest := g.oldestWait(record.Seq(s.ackStored.Load()), record.Seq(s.ackDurable.Load()))
+	oldest := s.oldestWait()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := guardFacts{now: time.Since(began), serving: g.Role() == RoleServing, stream: s.State() == SubStreaming, link: link,
@@ -420,19 +422,36 @@ func (s *Subscriber) tellSync(reason string) {
 	s.mu.Unlock()
 }
 
-// oldestWait is since when somebody waits for a subscriber that has this; 0: nobody does.
-func (g *Group) oldestWait(stored, durable record.Seq) time.Duration {
-	oldest := time.Duration(0)
-	g.storedMu.Lock()
-	if len(g.stored) > 0 && g.stored[0].seq > stored {
-		oldest = g.stored[0].at
+// acknowledged notes what the subscriber has, and when that last became more; under mu.
+func (s *Subscriber) acknowledged(stored, durable record.Seq) {
+	now := int64(time.Since(began))
+	if record.Seq(s.ackStored.Swap(uint64(stored))) < stored {
+		s.storedAt.Store(now)
 	}
-	g.storedMu.Unlock()
-	g.waitMu.Lock()
-	defer g.waitMu.Unlock()
-	for i := range g.waiting {
-		if w := &g.waiting[i]; w.seq > durable && (oldest == 0 || w.at < oldest) {
-			oldest = w.at
+	if record.Seq(s.ackDurable.Swap(uint64(durable))) < durable {
+		s.durableAt.Store(now)
+	}
+}
+
+// oldestWait is since when somebody waits for the subscriber without any progress there; 0: nobody does. One that is
+// slow, but goes on, is not lost.
+func (s *Subscriber) oldestWait() time.Duration {
+	stored, durable := record.Seq(s.ackStored.Load()), record.Seq(s.ackDurable.Load())
+	oldest := time.Duration(0)
+	s.g.storedMu.Lock()
+	if list := s.g.stored; len(list) > 0 && list[0].seq > stored {
+		oldest = max(list[0].at, time.Duration(s.storedAt.Load()))
+	}
+	s.g.storedMu.Unlock()
+	s.g.waitMu.Lock()
+	defer s.g.waitMu.Unlock()
+	for i := range s.g.waiting {
+		w := &s.g.waiting[i]
+		if w.seq <= durable {
+			continue
+		}
+		if at := max(w.at, time.Duration(s.durableAt.Load())); oldest == 0 || at < oldest {
+			oldest = at
 		}
 	}
 	return oldest

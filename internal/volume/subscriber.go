@@ -360,8 +360,7 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 			s.name, stored, durable, applied, s.g.Tip())
 	}
 	s.stored, s.durable, s.applied = max(s.stored, stored), max(s.durable, durable), max(s.applied, applied)
-	s.ackStored.Store(uint64(stored))
-	s.ackDurable.Store(uint64(s.durable))
+	s.acknowledged(stored, s.durable)
 	if s.State() == SubSuspended || s.cutting {
 		s.mu.Unlock()
 		return nil // its records may have been freed already; the marks say what it lacks
