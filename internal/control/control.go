@@ -106,11 +106,13 @@ type Group struct {
 	Secondary        string `json:"secondary"`
 	PrimaryJournal   string `json:"primary_journal"`
 	SecondaryJournal string `json:"secondary_journal"`
-	Pairs            []Pair `json:"pairs"`
-	NextNumber       uint16 `json:"next_number"`
-	Suspended        bool   `json:"suspended"` // by command
-	Migrations       int    `json:"migrations"`
-	Revision         uint64 `json:"revision"` // raised by every change; nodes ignore an older spec
+	// SecondaryJournalSize is in bytes: what a step may take is measured by it where the primary has no journal.
+	SecondaryJournalSize int64  `json:"secondary_journal_size,omitempty"`
+	Pairs                []Pair `json:"pairs"`
+	NextNumber           uint16 `json:"next_number"`
+	Suspended            bool   `json:"suspended"` // by command
+	Migrations           int    `json:"migrations"`
+	Revision             uint64 `json:"revision"` // raised by every change; nodes ignore an older spec
 
 	// WANGone has the bytes sent by nodes that have left the group, as they last told.
 	WANGone map[string]int64 `json:"wan_gone,omitempty"`

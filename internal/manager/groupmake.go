@@ -13,9 +13,17 @@ import (
 func (m *Manager) storeGroup(ctx context.Context, key string, g *control.Group) error {
 	c := m.change()
 	for _, name := range []string{g.PrimaryJournal, g.SecondaryJournal} {
+		if name == "" {
+			continue // the log is a queue
+		}
 		if err := m.takeJournal(ctx, c, g, name); err != nil {
 			return err
 		}
+	}
+	if j, exists, err := find[control.Journal](ctx, m, control.KindJournal, g.SecondaryJournal); err != nil {
+		return err
+	} else if exists {
+		g.SecondaryJournalSize = j.V.Size
 	}
 	past, _, err := find[pastEpochs](ctx, m, keyPast, "groups")
 	if err != nil {
@@ -57,7 +65,7 @@ func (m *Manager) rememberEpochs(ctx context.Context, c *change, g *control.Grou
 	return nil
 }
 
-// makeJournals makes NODE/GROUP where no journal is named, on both nodes at a time: each writes all of it once. It lists
+// makeJournals makes NODE/GROUP where no journal is named and one is needed, on both nodes at a time: each writes all of it once. It lists
 // those that were not there before, also with an error.
 func (m *Manager) makeJournals(ctx context.Context, g *control.Group) (made []string, err error) {
 	var work errgroup.Group
@@ -65,7 +73,7 @@ func (m *Manager) makeJournals(ctx context.Context, g *control.Group) (made []st
 		name *string
 		node string
 	}{{&g.PrimaryJournal, g.Primary}, {&g.SecondaryJournal, g.Secondary}} {
-		if *j.name != "" {
+		if *j.name != "" || j.name == &g.PrimaryJournal && g.Log == control.LogQueue {
 			continue
 		}
 		*j.name = j.node + "/" + g.Name

@@ -18,7 +18,7 @@ var unbuilt = []struct {
 	is   func(*control.Settings) bool
 }{
 	{"--mode periodic", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic }},
-	{"--log queue", func(s *control.Settings) bool { return s.Log == control.LogQueue }},
+	{"--mode periodic with --log queue", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic && s.Log == control.LogQueue }},
 	{"--rpo", func(s *control.Settings) bool { return s.RPOMS != 0 }},
 }
 

@@ -15,6 +15,7 @@ import (
 	"gantline/internal/control"
 	"gantline/internal/journal"
 	"gantline/internal/pace"
+	"gantline/internal/queue"
 	"gantline/internal/receiver"
 	"gantline/internal/record"
 	"gantline/internal/sender"
@@ -35,9 +36,13 @@ type group struct {
 	epoch uint64 // in which this node serves; 0: it does not
 	err   error  // why it does not work
 
-	jnl  *journal.Journal
+	log  volume.Log
+	jnl  *journal.Journal // the log on disk; nil for a queue
+	que  *queue.Queue     // the log in memory; else nil
 	vg   *volume.Group
 	maps map[uint16]changedMap
+	// intents are those of a queue, by volume.
+	intents map[uint16]changedMap
 
 	// Primary and source: what feeds the secondary.
 	sub  *volume.Subscriber
@@ -117,10 +122,7 @@ func (g *group) fail(err error) {
 // opened again, and hosts that wrote it must hear of that.
 func (g *group) failed(err error) {
 	g.fail(err)
-	g.mu.Lock()
-	jnl := g.jnl
-	g.mu.Unlock()
-	if jnl == nil || !errors.Is(jnl.Err(), journal.ErrBroken) {
+	if !g.logBroken() {
 		return // the log has all that was answered
 	}
 	err = g.n.state.update(func(d *durable) error {
@@ -148,13 +150,9 @@ func (g *group) open(rec *groupRecord) (err error) {
 	if err := g.wan.open(g.n.wanPath(g.name)); err != nil {
 		return fmt.Errorf("count of bytes sent: %w", err)
 	}
-	jnl, err := g.n.openJournal(rec.Journal)
-	if err != nil {
+	if err := g.openLog(rec); err != nil {
 		return err
 	}
-	g.mu.Lock()
-	g.jnl = jnl
-	g.mu.Unlock()
 	var members []volume.Member
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)
@@ -169,7 +167,7 @@ func (g *group) open(rec *groupRecord) (err error) {
 		}
 	}
 	cache := g.n.cacheShare()
-	vg, err := volume.Open(volume.Config{Name: g.name, Log: groupLog{g.jnl}, Members: members, Logger: g.n.log,
+	vg, err := volume.Open(volume.Config{Name: g.name, Log: g.log, Members: members, Logger: g.n.log,
 		CacheBytes: cache, RecentBytes: cache, OnFailed: g.failed, OnRecord: g.onRecord})
 	if err != nil {
 		return err
@@ -213,6 +211,29 @@ func (g *group) goRun() {
 	})
 }
 
+// openLog opens the log that the group has on this node.
+func (g *group) openLog(rec *groupRecord) error {
+	if rec.onQueue() {
+		return g.openQueue(rec)
+	}
+	jnl, err := g.n.openJournal(rec.Journal)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.jnl, g.log = jnl, groupLog{jnl}
+	return nil
+}
+
+// prepareLog makes the log of a new group empty.
+func (n *Node) prepareLog(rec *groupRecord) error {
+	if rec.onQueue() {
+		return n.createQueue(rec.Spec.Group.Name)
+	}
+	return n.prepareJournal(n.state.view().Journals[rec.Journal])
+}
+
 func (g *group) openMaps(rec *groupRecord) error {
 	g.maps = map[uint16]changedMap{}
 	for _, m := range rec.Members {
@@ -230,19 +251,17 @@ func (g *group) close() error {
 	g.feed.stop()
 	g.run.stop()
 	g.mu.Lock()
-	vg, jnl, maps := g.vg, g.jnl, g.maps
-	g.vg, g.jnl, g.maps = nil, nil, nil
+	vg, log, maps, intents := g.vg, g.log, g.maps, g.intents
+	g.vg, g.log, g.jnl, g.que, g.maps, g.intents = nil, nil, nil, nil, nil, nil
 	g.mu.Unlock()
 	var errs []error
 	switch {
 	case vg != nil:
 		errs = append(errs, vg.Close()) // closes the log
-	case jnl != nil:
-		errs = append(errs, jnl.Close())
+	case log != nil:
+		errs = append(errs, log.Close())
 	}
-	for _, m := range maps {
-		errs = append(errs, m.dev.Close())
-	}
+	errs = append(errs, closeMaps(maps, intents)...)
 	errs = append(errs, g.wan.close())
 	return errors.Join(errs...)
 }
@@ -280,11 +299,7 @@ func (g *group) release(ctx context.Context, rec *groupRecord, moved map[string]
 	if err := g.close(); err != nil {
 		return err
 	}
-	for _, m := range rec.Members {
-		if err := g.n.removeMap(g.n.changedPath(g.name, m.Number)); err != nil {
-			g.n.log.Warn("map not removed", "group", g.name, "cause", err)
-		}
-	}
+	g.removeMaps(rec)
 	if rec.Role == control.RoleSecondary {
 		for _, suffix := range []string{".a", ".b"} {
 			if err := os.Remove(g.beliefPath() + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -360,26 +375,27 @@ func (n *Node) createGroup(spec control.GroupSpec) error {
 	}
 	_, jnl := splitName(full)
 	d := n.state.view()
+	rec := &groupRecord{Spec: spec, Role: spec.Role, Journal: jnl, Epoch: max(spec.Group.Epoch, 1)}
 	switch {
 	case spec.Role != control.RolePrimary && spec.Role != control.RoleSecondary:
 		return invalid("group %s: role %q", spec.Group.Name, spec.Role)
-	case d.Journals[jnl] == nil:
+	case rec.onQueue() && jnl != "":
+		return invalid("group %s: journal %s is named, and its log is a queue", spec.Group.Name, full)
+	case !rec.onQueue() && d.Journals[jnl] == nil:
 		return notFound("journal %s does not exist", full)
 	case len(d.Groups) >= maxGroups:
 		return refused("group %s: node %s has %d groups, the most it takes", spec.Group.Name, n.cfg.Name, len(d.Groups))
-	case d.userOf(jnl) != "":
+	case !rec.onQueue() && d.userOf(jnl) != "":
 		return refused("journal %s is in use by %s: groups never share a journal", full, d.userOf(jnl))
 	}
-	rec := &groupRecord{Spec: spec, Role: spec.Role, Journal: jnl, Epoch: spec.Group.Epoch}
-	if rec.Epoch == 0 {
-		rec.Epoch = 1
-	}
-	if err := errors.Join(n.prepareJournal(d.Journals[jnl]), n.forgetWAN(spec.Group.Name)); err != nil {
+	if err := errors.Join(n.prepareLog(rec), n.forgetWAN(spec.Group.Name)); err != nil {
 		return err
 	}
 	err := n.state.update(func(d *durable) error {
 		d.Groups[spec.Group.Name] = rec
-		d.Journals[jnl].Used = true
+		if j := d.Journals[jnl]; j != nil {
+			j.Used = true
+		}
 		return nil
 	})
 	if err != nil {
@@ -430,7 +446,7 @@ func (g *group) addPair(ctx context.Context, role string, p control.Pair) error 
 		}
 	} else if d.Groups[g.name].member(p.Number) != nil {
 		// An earlier call has made the map; it may be open already.
-	} else if err := g.n.createMap(g.n.changedPath(g.name, p.Number), bitsFor(p.Size, markSize)); err != nil {
+	} else if err := g.makeMaps(d.Groups[g.name], p.Number, p.Size); err != nil {
 		return err
 	}
 	err := g.n.state.update(func(d *durable) error {

@@ -68,9 +68,13 @@ func (n *Node) openMap(path string, lost func(m *block.Bitmap, l block.PageLoss)
 	return m, dev, nil
 }
 
-// openChangedMap: a lost page counts as all marked: more is copied than needed, nothing is forgotten.
 func (n *Node) openChangedMap(group string, number uint16, bits int64) (*block.Bitmap, block.Device, error) {
-	path := n.changedPath(group, number)
+	return n.openMarks(n.changedPath(group, number), bits)
+}
+
+// openMarks opens a changed map or an intent map. A lost page counts as all marked: more is copied than needed, nothing is
+// forgotten.
+func (n *Node) openMarks(path string, bits int64) (*block.Bitmap, block.Device, error) {
 	m, dev, err := n.openMap(path, func(m *block.Bitmap, l block.PageLoss) error {
 		m.SetRange(l.First, l.Bits)
 		return m.Flush()

@@ -146,6 +146,10 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	if st.Epoch != spec.Group.Epoch {
 		bad = append(bad, fmt.Sprintf("group %s is in epoch %d here, not %d", spec.Group.Name, st.Epoch, spec.Group.Epoch))
 	}
+	if spec.Group.Log == control.LogQueue {
+		bad = append(bad, fmt.Sprintf("group %s has its log in memory (--log queue): what the source has not sent at the cut would be "+
+			"lost with its process; moving such a group is not built yet", spec.Group.Name))
+	}
 	if st.State != "paired" {
 		bad = append(bad, fmt.Sprintf("group %s is %s: it must be paired; moving it in other states is not built yet", spec.Group.Name, st.State))
 	}

@@ -97,6 +97,11 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 		g.mu.Lock()
 		g.sub = sub
 		g.mu.Unlock()
+		if sub.Lapsed() {
+			if err := g.goOnBehindGap(); err != nil {
+				return err
+			}
+		}
 	}
 	g.feedFrom(secondary)
 	return nil
@@ -187,6 +192,11 @@ func (g *group) addPrimary(ctx context.Context, mem memberRecord, m volume.Membe
 
 // openMap opens the changed map of a volume that joins and shows it to the subscriber.
 func (g *group) openMap(number uint16, m volume.Member) error {
+	if g.que != nil && g.intents[number].bits == nil {
+		if err := g.openIntents(number, m.Volume.Size()); err != nil {
+			return err
+		}
+	}
 	bits, dev, err := g.n.openChangedMap(g.name, number, bitsFor(m.Volume.Size(), markSize))
 	if err != nil {
 		return err
@@ -365,13 +375,16 @@ func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) 
 // what hosts write meanwhile, until its end has come.
 const stepShare = 4
 
-// stepFits refuses a resync that the secondary's journal could not hold as one step. This side's journal stands for it:
-// both are made of one size unless the operator has chosen otherwise.
+// stepFits refuses a resync that the secondary's journal could not hold as one step. This side's journal, if it has one,
+// stands for it: both are made of one size unless the operator has chosen otherwise.
 func (g *group) stepFits(allowInconsistent bool) error {
 	if g.onlyInitial() {
 		return nil // there is no image to be kept whole yet
 	}
-	_, capacity := g.jnl.Space()
+	_, capacity := g.log.Space()
+	if g.que != nil {
+		capacity = g.n.state.view().Groups[g.name].Spec.Group.SecondaryJournalSize
+	}
 	if marked := g.sub.ChangedBytes(); !allowInconsistent && marked > capacity/stepShare {
 		return refused("group %s: %d bytes have changed, more than %d, a quarter of the journal, that one step may take: "+
 			"resume with --allow-inconsistent; the secondary is then no consistent image until the resync has ended",

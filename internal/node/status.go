@@ -169,7 +169,7 @@ func (g *group) status() control.GroupStatus {
 	if row, ok := g.vg.Table().Current(); ok {
 		st.Epoch, st.Node = row.Epoch, row.Node
 	}
-	st.JournalUsed, st.JournalCapacity = g.jnl.Space()
+	st.JournalUsed, st.JournalCapacity = g.log.Space()
 	st.Appended, st.Durable = uint64(g.vg.Appended()), uint64(g.vg.Durable())
 	switch g.role {
 	case control.RoleSecondary:

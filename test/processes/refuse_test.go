@@ -142,7 +142,8 @@ func TestBadInput(t *testing.T) {
 		{2, "migrate start db --to b --map a/db-1", "map"},
 		{3, "migrate commit db", "db"},
 		// Not built yet, said so.
-		{4, "group create g3 --primary a --secondary c --log queue", "not built yet"},
+		{2, "group create g3 --primary a --secondary c --log queue --mode sync", "queue"},
+		{2, "group create g3 --primary a --secondary c --log queue --primary-journal a/j", "queue"},
 		{4, "group create g3 --primary a --secondary c --rpo 30", "not built yet"},
 		{4, "migrate start db --to b --strategy copy-first", "not built yet"},
 		{4, "migrate start db --to b --backlog carry", "not built yet"},

@@ -50,12 +50,22 @@ type Made struct {
 // as told: small ones are made fast and fill fast. More flags are those of `group create`.
 func (s *Site) Pair(name string, n int, size int64, journal string, flags ...string) *Made {
 	s.T.Helper()
+	s.Do("journal", "create", "a/"+name+"-log", "--size", journal)
+	return s.pair(name, n, size, journal, append(flags, "--primary-journal", "a/"+name+"-log")...)
+}
+
+// PairOnQueue is Pair with a primary whose log is in memory.
+func (s *Site) PairOnQueue(name string, n int, size int64, journal string) *Made {
+	s.T.Helper()
+	return s.pair(name, n, size, journal, "--log", "queue")
+}
+
+func (s *Site) pair(name string, n int, size int64, journal string, flags ...string) *Made {
+	s.T.Helper()
 	m := &Made{Name: name, Size: size}
-	for _, node := range []string{"a", "c"} {
-		s.Do("journal", "create", node+"/"+name+"-log", "--size", journal)
-	}
-	s.Do(append([]string{"group", "create", name, "--primary", "a", "--secondary", "c",
-		"--primary-journal", "a/" + name + "-log", "--secondary-journal", "c/" + name + "-log"}, flags...)...)
+	s.Do("journal", "create", "c/"+name+"-log", "--size", journal)
+	s.Do(append([]string{"group", "create", name, "--primary", "a", "--secondary", "c", "--secondary-journal", "c/" + name + "-log"},
+		flags...)...)
 	for i := range n {
 		v := fmt.Sprintf("%s-%d", name, i+1)
 		m.Volumes = append(m.Volumes, v)

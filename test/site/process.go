@@ -50,6 +50,26 @@ func (p *Process) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// MemoryBytes is what the running process alone uses (RssAnon).
+func (p *Process) MemoryBytes() int64 {
+	p.site.T.Helper()
+	p.mu.Lock()
+	pid := p.cmd.Process.Pid
+	p.mu.Unlock()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		p.site.T.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "RssAnon: %d kB", &kib); n == 1 {
+			return kib << 10
+		}
+	}
+	p.site.T.Fatalf("memory of %s is not told", p.Name)
+	return 0
+}
+
 // Log is all that the process wrote, over all its starts.
 func (p *Process) Log() string {
 	p.mu.Lock()
