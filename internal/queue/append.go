@@ -103,7 +103,7 @@ func (q *Queue) touch(recs []record.Record, upTo record.Seq) bool {
 	for i := range recs {
 		first, last, ok := regionsOf(&recs[i])
 		if in := q.intents[recs[i].Volume]; ok && in != nil && last < in.bits.Bits() {
-			ready = in.touch(first, last) && ready
+			ready = in.touch(first, last, forward(&recs[i])) && ready
 		}
 	}
 	return ready

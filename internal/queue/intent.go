@@ -10,8 +10,8 @@ import (
 const (
 	// Region is what one bit of an intent map stands for, in bytes.
 	Region = 1 << 20
-	// ahead is how many regions behind one are marked with it where writes move forwards, so that a sequential writer does
-	// not wait for a flush at each of them.
+	// ahead is how many regions are marked at once where a write begins at the start of one behind a marked one, so that a
+	// sequential writer does not wait for a flush at each of them.
 	ahead = 16
 )
 
@@ -47,20 +47,21 @@ func newIntents(m *block.Bitmap) *intents {
 	return in
 }
 
-// touch notes that regions first … last are about to be written. False: not all marks are durable yet.
-func (in *intents) touch(first, last int64) bool {
+// touch notes that regions first … last are about to be written. False: not all marks are durable yet. With forward the
+// writes come to the first of them from the one before.
+func (in *intents) touch(first, last int64, forward bool) bool {
 	ready := true
 	for r := first; r <= last; r++ {
 		in.young.set(r)
-		if in.ready.has(r) {
-			continue
+		if !in.ready.has(r) {
+			ready = false
+			in.mark(r)
 		}
-		ready = false
-		in.mark(r)
-		if r > 0 && in.bits.Test(r-1) {
-			for next := r + 1; next <= min(r+ahead, in.bits.Bits()-1); next++ {
-				in.mark(next)
-			}
+	}
+	if next := last + 1; forward && first > 0 && in.bits.Test(first-1) && next < in.bits.Bits() && !in.bits.Test(next) {
+		ready = false // now, so that it is not at each of them
+		for ; next <= min(last+ahead, in.bits.Bits()-1); next++ {
+			in.mark(next)
 		}
 	}
 	return ready
@@ -103,6 +104,9 @@ func regionsOf(r *record.Record) (first, last int64, ok bool) {
 	}
 	return int64(r.Offset) / Region, (int64(r.Offset) + int64(r.Length) - 1) / Region, true
 }
+
+// forward says that a write comes into a region from its start.
+func forward(r *record.Record) bool { return r.Offset%Region == 0 }
 
 // writesDevice: a host's write does; a copied block is on the device already.
 func writesDevice(r *record.Record) bool {

@@ -19,7 +19,7 @@ func TestQueueKilled(t *testing.T) {
 	seed := site.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	s := site.Start(t, nil)
-	g := s.PairOnQueue("db", 2, 64*mib, "192MiB")
+	g := s.PairOnQueue("db", 2, 64*mib, "256MiB")
 	load := proof.New(s.FirmDisks(s.G, g), proof.Options{Seed: seed, Depth: 16, ReadPercent: 20, FlushEvery: 30, Rate: 1000, Span: 16 * mib})
 	running := site.Run(load)
 	groups := [][]*site.Process{{s.A}, {s.C}, {s.A, s.C}, {s.G, s.A}, {s.C, s.A}}
@@ -118,7 +118,7 @@ func TestQueueFull(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
 	s := site.Start(t, nil)
-	g := s.PairOnQueue("db", 2, 64*mib, "192MiB")
+	g := s.PairOnQueue("db", 2, 64*mib, "256MiB")
 	if v := s.Group("db"); v.Log != "queue" || v.PrimaryJournal != "" || v.Journal.CapacityBytes == nil || *v.Journal.CapacityBytes != 64*mib {
 		t.Errorf("log %s, journal %q, capacity %v", v.Log, v.PrimaryJournal, deref(v.Journal.CapacityBytes))
 	}
@@ -139,8 +139,8 @@ func TestQueueFull(t *testing.T) {
 		t.Errorf("the host saw an error: %v", err)
 	}
 	t.Logf("at most %d MiB of memory, %+v", most/mib, load.Stats())
-	if most > 256*mib {
-		t.Errorf("the primary takes %d MiB of memory, 256 MiB are allowed", most/mib)
+	if most > (256+64)*mib { // what connections hold in flight comes on top
+		t.Errorf("the primary takes %d MiB of memory, --memory is 256 MiB", most/mib)
 	}
 	s.C.Start()
 	before := s.Group("db")
