@@ -58,7 +58,7 @@ type group struct {
 
 	copyWake chan struct{} // copyLoop looks again
 	copying  atomic.Bool   // a volume is being copied for the first time
-	noReturn string        // why a synchronous group that was cut off does not resync by itself
+	noReturn string        // why a group that should resync by itself does not
 	copySeen copySeen
 	alarm    control.JournalAlarm // high-water mark of the journal
 

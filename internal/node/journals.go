@@ -173,12 +173,12 @@ func (n *Node) watchJournals(ctx context.Context) error {
 
 func (g *group) watchJournal() {
 	g.mu.Lock()
-	jnl, was := g.jnl, g.alarm.Level
+	log, was := g.log, g.alarm.Level
 	g.mu.Unlock()
-	if jnl == nil {
+	if log == nil {
 		return
 	}
-	used, capacity := jnl.Space()
+	used, capacity := log.Space()
 	level := alarmLevel(was, used, capacity)
 	if level == was {
 		return

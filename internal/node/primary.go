@@ -98,9 +98,7 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 		g.sub = sub
 		g.mu.Unlock()
 		if sub.Lapsed() {
-			if err := g.goOnBehindGap(); err != nil {
-				return err
-			}
+			_ = g.askBack() // comeBack asks again, and keeps the reason
 		}
 	}
 	g.feedFrom(secondary)

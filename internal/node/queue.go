@@ -139,19 +139,6 @@ func (g *group) logBroken() bool {
 	return jnl != nil && errors.Is(jnl.Err(), journal.ErrBroken) || que != nil && errors.Is(que.Err(), queue.ErrBroken)
 }
 
-// goOnBehindGap begins a step by itself for a secondary that was in the stream when the process before this one ended:
-// the queue has lost its records, the regions in doubt stand in the changed map. A step that the secondary's journal could
-// not hold is the operator's to begin.
-func (g *group) goOnBehindGap() error {
-	if err := g.stepFits(false); err != nil {
-		g.mu.Lock()
-		g.cause = err.Error()
-		g.mu.Unlock()
-		return nil
-	}
-	return g.setResume(true, g.onlyInitial())
-}
-
 // closeMaps closes a group's maps.
 func closeMaps(sets ...map[uint16]changedMap) (errs []error) {
 	for _, set := range sets {

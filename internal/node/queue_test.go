@@ -31,7 +31,7 @@ func (r *rig) queueGroup(n int, size int64) control.Group {
 	return g
 }
 
-func (r *rig) inStep() bool {
+func (r *rig) queueInStep() bool {
 	st, there := r.status("a"), r.status("c")
 	return st.State == "paired" && st.LinkUp && st.ChangedBytes == 0 && there.Applied == st.Appended
 }
@@ -45,7 +45,7 @@ func TestQueueCopiesAndRestarts(t *testing.T) {
 	r.queueGroup(3, 4<<20)
 	l := proof.New(r.disks("a", 3), proof.Options{Seed: seed, Depth: 8, ReadPercent: 20, FlushEvery: 30})
 	runFor(t, l, time.Second)
-	r.waitFor("in step", r.inStep)
+	r.waitFor("in step", r.queueInStep)
 	r.check(l, "c", 3, true)
 	r.waitFor("empty again", func() bool {
 		st := r.status("a")
@@ -54,7 +54,7 @@ func TestQueueCopiesAndRestarts(t *testing.T) {
 	before := r.status("a")
 	r.stop("a")
 	r.start("a")
-	r.waitFor("in step", r.inStep)
+	r.waitFor("in step", r.queueInStep)
 	r.check(l, "a", 3, true)
 	r.check(l, "c", 3, true)
 	if st := r.status("a"); st.Appended != before.Appended+2 || st.WANBytesSent-before.WANBytesSent > 4096 {
@@ -67,12 +67,12 @@ func TestQueueCopiesAndRestarts(t *testing.T) {
 	r.stop("a") // with records that only its memory has
 	r.start("a")
 	r.start("c")
-	r.waitFor("in step", r.inStep)
+	r.waitFor("in step", r.queueInStep)
 	r.check(l, "a", 3, true)
 	r.check(l, "c", 3, true)
 	l.SetDisks(r.disks("a", 3))
 	runFor(t, l, 300*time.Millisecond)
-	r.waitFor("in step", r.inStep)
+	r.waitFor("in step", r.queueInStep)
 	r.check(l, "c", 3, true)
 	// Suspended by command it stays so, whatever is restarted.
 	r.call("a", control.CallGroupSuspend, control.GroupSuspend{Name: "g"}, nil)
@@ -84,7 +84,7 @@ func TestQueueCopiesAndRestarts(t *testing.T) {
 		t.Fatalf("after a restart: %+v", st)
 	}
 	r.call("a", control.CallGroupResume, control.GroupResume{Name: "g"}, nil)
-	r.waitFor("in step", r.inStep)
+	r.waitFor("in step", r.queueInStep)
 	r.check(l, "c", 3, true)
 	t.Logf("%+v", l.Stats())
 
@@ -124,5 +124,5 @@ func TestQueueStepThatDoesNotFit(t *testing.T) {
 	}
 	t.Log(st.BlockedOn)
 	r.call("a", control.CallGroupResume, control.GroupResume{Name: g.Name, AllowInconsistent: true}, nil)
-	r.waitFor("in step", r.inStep)
+	r.waitFor("in step", r.queueInStep)
 }

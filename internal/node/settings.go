@@ -52,14 +52,14 @@ func gatherOf(s *control.Settings) sender.Gather {
 	return sender.Gather{Every: s.SendEvery(), Bytes: s.SendBytes}
 }
 
-// hurryFilled is the part of the journal in use from which on nothing waits for an interval or a quantity.
+// hurryFilled is the part of the journal, or queue, in use from which on nothing waits for an interval or a quantity.
 const hurryFilled = 0.5
 
 // hurries says that what waits must be sent at once: the journal fills up, a resync's step is under way, or a volume is
 // copied for the first time, of which no more is read than is acknowledged.
 func (g *group) hurries() bool {
 	g.mu.Lock()
-	jnl, sub := g.jnl, g.sub
+	log, sub := g.log, g.sub
 	g.mu.Unlock()
 	if sub == nil {
 		return false
@@ -67,10 +67,10 @@ func (g *group) hurries() bool {
 	if g.copying.Load() || sub.State() == volume.SubResyncing {
 		return true
 	}
-	if jnl == nil {
+	if log == nil {
 		return false
 	}
-	used, capacity := jnl.Space()
+	used, capacity := log.Space()
 	return float64(used) >= hurryFilled*float64(capacity)
 }
 

@@ -43,7 +43,9 @@ func (g *group) linked() bool {
 // backLook is how often a synchronous group that has lost its secondary looks whether it is back.
 const backLook = 250 * time.Millisecond
 
-// comeBack has a synchronous group that was cut off, by whatever but a command, resync as soon as the link is there.
+// comeBack has a synchronous group that was cut off, by whatever but a command, resync as soon as the link is there; and a
+// group on a queue whose secondary was in the stream when the process before this one ended: the queue has lost its records,
+// and what they touched stands in the changed map.
 func (g *group) comeBack(ctx context.Context) {
 	tick := time.NewTicker(backLook)
 	defer tick.Stop()
@@ -67,7 +69,7 @@ func (g *group) comeBack(ctx context.Context) {
 
 func (g *group) askBack() error {
 	rec := g.n.state.view().Groups[g.name]
-	if rec == nil || rec.Spec.Group.Mode != control.ModeSync || rec.Halted || rec.Resume {
+	if rec == nil || rec.Spec.Group.Mode != control.ModeSync && !g.sub.Lapsed() || rec.Halted || rec.Resume {
 		return nil
 	}
 	if err := g.stepFits(false); err != nil {
@@ -82,7 +84,7 @@ func (g *group) askBack() error {
 		return nil
 	})
 	if err == nil && asked {
-		g.n.log.Info("link is back: resync", "group", g.name, "changed_bytes", g.sub.ChangedBytes())
+		g.n.log.Info("resync", "group", g.name, "changed_bytes", g.sub.ChangedBytes())
 		g.pokeCopy()
 	}
 	return err
