@@ -55,16 +55,16 @@ func gatherOf(s *control.Settings) sender.Gather {
 // hurryFilled is the part of the journal, or queue, in use from which on nothing waits for an interval or a quantity.
 const hurryFilled = 0.5
 
-// hurries says that what waits must be sent at once: the journal fills up, a resync's step is under way, or a volume is
-// copied for the first time, of which no more is read than is acknowledged.
+// hurries says that what waits must be sent at once: the journal fills up, a resync's step or a verify is under way, or
+// a volume is copied for the first time, of which no more is read than is acknowledged.
 func (g *group) hurries() bool {
 	g.mu.Lock()
-	log, sub := g.log, g.sub
+	log, sub, verifying := g.log, g.sub, g.verify != nil
 	g.mu.Unlock()
 	if sub == nil {
 		return false
 	}
-	if g.copying.Load() || sub.State() == volume.SubResyncing {
+	if verifying || g.copying.Load() || sub.State() == volume.SubResyncing {
 		return true
 	}
 	if log == nil {

@@ -107,3 +107,15 @@ func TestRetainTransferred(t *testing.T) {
 	r.waitFor("in step", r.inStep)
 	r.check(l, "c", 2, true)
 }
+
+// A verify does not wait for a quantity, which its own records would never make up.
+func TestVerifyDoesNotWait(t *testing.T) {
+	r := newPulledRig(t, "a", "c")
+	g := r.group(1, 8<<20)
+	r.change(&g, func(s *control.Settings) { s.SendBytes = 1 << 30 })
+	l := proof.New(r.disks("a", 1), proof.Options{Seed: 14, Depth: 4, Rate: 200})
+	runFor(t, l, 200*time.Millisecond)
+	if st := r.verify(false); st.State != control.VerifyDone || len(st.Different) > 0 || st.ComparedBytes != 8<<20 {
+		t.Fatalf("%+v", st)
+	}
+}
