@@ -373,16 +373,22 @@ func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) 
 // what hosts write meanwhile, until its end has come.
 const stepShare = 4
 
+// stepCapacity is the size of the journal by which a step is measured, in bytes.
+func (g *group) stepCapacity() int64 {
+	if g.que != nil {
+		return g.n.state.view().Groups[g.name].Spec.Group.SecondaryJournalSize
+	}
+	_, capacity := g.log.Space()
+	return capacity
+}
+
 // stepFits refuses a resync that the secondary's journal could not hold as one step. This side's journal, if it has one,
 // stands for it: both are made of one size unless the operator has chosen otherwise.
 func (g *group) stepFits(allowInconsistent bool) error {
 	if g.onlyInitial() {
 		return nil // there is no image to be kept whole yet
 	}
-	_, capacity := g.log.Space()
-	if g.que != nil {
-		capacity = g.n.state.view().Groups[g.name].Spec.Group.SecondaryJournalSize
-	}
+	capacity := g.stepCapacity()
 	if marked := g.sub.ChangedBytes(); !allowInconsistent && marked > capacity/stepShare {
 		return refused("group %s: %d bytes have changed, more than %d, a quarter of the journal, that one step may take: "+
 			"resume with --allow-inconsistent; the secondary is then no consistent image until the resync has ended",

@@ -158,7 +158,7 @@ func (g *group) verifyAll(ctx context.Context, todo []extent) error {
 // repair marks what differs and has it copied as one step. That it goes on after a death stands on disk before the
 // secondary leaves the stream.
 func (g *group) repair(ctx context.Context, different []extent) error {
-	_, capacity := g.log.Space()
+	capacity := g.stepCapacity()
 	if n := sum(different); n > capacity/stepShare {
 		return fmt.Errorf("%d bytes differ, more than %d, a quarter of the journal, that one step may take: remove the pair and add it again",
 			n, capacity/stepShare)
