@@ -8,6 +8,7 @@ import (
 // whose answer was lost is made again with the same parameters and gives the same result.
 const (
 	CallNodeStatus     = "node.status"     // NodeStatusIn → NodeStatus
+	CallNodeEvents     = "node.events"     // EventsAfter → NodeEvents
 	CallVolumeCreate   = "volume.create"   // VolumeCreate → VolumeStatus
 	CallVolumeDelete   = "volume.delete"   // NameOnly → {}
 	CallJournalCreate  = "journal.create"  // JournalCreate → JournalStatus
@@ -34,6 +35,27 @@ const (
 	CallMigrateSource = "migrate.source" // MigrationID → MigrationStatus ; target to secondary: tells it, learns its cursors
 	CallMigrateSingle = "migrate.single" // MigrationID → {} ; target to secondary
 )
+
+// EventsAfter asks for what a node has noticed by itself since the event of that number; 0: all that it has kept.
+type EventsAfter struct {
+	After uint64 `json:"after"`
+}
+
+// NodeEvents are events of one run of a node; their numbers begin anew with each.
+type NodeEvents struct {
+	Instance string      `json:"instance"`
+	Events   []NodeEvent `json:"events"`
+}
+
+// NodeEvent is something that a node has noticed.
+type NodeEvent struct {
+	Number  uint64    `json:"number"`
+	At      time.Time `json:"at"`
+	Object  string    `json:"object"`
+	Kind    string    `json:"kind"`
+	Cause   string    `json:"cause"`
+	Message string    `json:"message"`
+}
 
 // NameOnly names one object of the called node.
 type NameOnly struct {
@@ -158,6 +180,8 @@ type GroupStatus struct {
 	Consistent   bool    `json:"consistent"`
 	WANBytesSent int64   `json:"wan_bytes_sent"` // by this node
 	BlockedOn    string  `json:"blocked_on"`
+	Late         bool    `json:"late"`    // primary: the lag is longer than the group's --rpo
+	Stopped      bool    `json:"stopped"` // primary: the secondary is behind and gets nothing
 	Error        string  `json:"error"`
 
 	JournalUsed     int64       `json:"journal_used"`

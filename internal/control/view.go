@@ -31,6 +31,8 @@ type GroupView struct {
 	ChangedBytes      *int64             `json:"changed_bytes"`
 	Consistent        *bool              `json:"consistent"`
 	WANBytesSent      *int64             `json:"wan_bytes_sent"`
+	Late              *bool              `json:"late"`    // the lag is longer than --rpo
+	Stopped           *bool              `json:"stopped"` // the secondary is behind and gets nothing
 	BlockedOn         *string            `json:"blocked_on"`
 	Journal           JournalSpaceView   `json:"journal"`
 	Copy              *CopyStatus        `json:"copy"`

@@ -19,7 +19,6 @@ var unbuilt = []struct {
 }{
 	{"--mode periodic", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic }},
 	{"--mode periodic with --log queue", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic && s.Log == control.LogQueue }},
-	{"--rpo", func(s *control.Settings) bool { return s.RPOMS != 0 }},
 }
 
 // changed returns the settings with the change made, if nodes can do all of them.

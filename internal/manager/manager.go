@@ -75,6 +75,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.routes.run(ctx, revision) })
 	g.Go(func() error { return m.pusher.run(ctx) })
+	g.Go(func() error { return m.notice(ctx) })
 	g.Go(func() error { return m.moves.run(ctx, entries) })
 	m.mu.Lock()
 	m.ready = true

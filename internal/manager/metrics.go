@@ -19,11 +19,31 @@ type metrics struct {
 }
 
 var (
-	descUp         = prometheus.NewDesc("gantline_peer_up", "1 if a node or gateway is up.", []string{"kind", "name"}, nil)
-	descObjects    = prometheus.NewDesc("gantline_objects", "Objects in the store.", []string{"kind"}, nil)
-	descMigrations = prometheus.NewDesc("gantline_migrations", "Moves by phase.", []string{"phase"}, nil)
-	descRevision   = prometheus.NewDesc("gantline_store_revision", "Revision of the store.", nil, nil)
+	descUp          = prometheus.NewDesc("gantline_peer_up", "1 if a node or gateway is up.", []string{"kind", "name"}, nil)
+	descObjects     = prometheus.NewDesc("gantline_objects", "Objects in the store.", []string{"kind"}, nil)
+	descMigrations  = prometheus.NewDesc("gantline_migrations", "Moves by phase.", []string{"phase"}, nil)
+	descState       = groupDesc("state", "1 for the state that the group has.", "state")
+	descLinkUp      = groupDesc("link_up", "1 if the copy link is up.")
+	descLate        = groupDesc("late", "1 if the lag is longer than the group's --rpo.")
+	descStopped     = groupDesc("copy_stopped", "1 if the secondary is behind and gets nothing.")
+	descConsistent  = groupDesc("consistent", "1 if the secondary's recoverable image is a prefix.")
+	descLagWrites   = groupDesc("lag_writes", "Writes that the secondary has not applied.")
+	descLagBytes    = groupDesc("lag_bytes", "Bytes of writes that the secondary has not applied.")
+	descLagSeconds  = groupDesc("lag_seconds", "Age of the oldest write that the secondary has not applied.")
+	descChanged     = groupDesc("changed_bytes", "Bytes that are marked to be copied.")
+	descWAN         = groupDesc("wan_bytes_sent", "Bytes of frames sent to the secondary since the group was made.")
+	descJournalUsed = groupDesc("journal_used_bytes", "Bytes used of the primary's journal.")
+	descJournalSize = groupDesc("journal_capacity_bytes", "Bytes that the primary's journal can hold.")
+	descCursor      = groupDesc("sequence", "Newest sequence by cursor: appended, durable, sent, acked, applied.", "cursor")
+	descCopyDone    = groupDesc("copy_done_bytes", "Bytes done of the copy under way.", "kind")
+	descCopyTotal   = groupDesc("copy_total_bytes", "Bytes of the copy under way.", "kind")
+
+	descRevision = prometheus.NewDesc("gantline_store_revision", "Revision of the store.", nil, nil)
 )
+
+func groupDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("gantline_group_"+name, help, append([]string{"group"}, labels...), nil)
+}
 
 func newMetrics(m *Manager) *metrics {
 	x := &metrics{m: m, registry: prometheus.NewRegistry()}
@@ -37,7 +57,9 @@ func (x *metrics) handler() http.Handler {
 
 // Describe implements prometheus.Collector.
 func (x *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descUp, descObjects, descMigrations, descRevision} {
+	for _, d := range []*prometheus.Desc{descUp, descObjects, descMigrations, descRevision, descState, descLinkUp, descLate,
+		descStopped, descConsistent, descLagWrites, descLagBytes, descLagSeconds, descChanged, descWAN, descJournalUsed,
+		descJournalSize, descCursor, descCopyDone, descCopyTotal} {
 		ch <- d
 	}
 }
@@ -53,14 +75,8 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	up := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
-	}
 	for name := range s.nodes {
-		gauge(descUp, up(x.m.presence.nodeUp(name)), "node", name)
+		gauge(descUp, is(x.m.presence.nodeUp(name)), "node", name)
 	}
 	gateways, revision, err := x.m.store.List(ctx, control.KindGateway+"/")
 	if err != nil {
@@ -68,7 +84,7 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, e := range gateways {
 		name := control.BaseOf(e.Key)
-		gauge(descUp, up(x.m.presence.gatewayUp(name)), "gateway", name)
+		gauge(descUp, is(x.m.presence.gatewayUp(name)), "gateway", name)
 	}
 	for kind, n := range map[string]int{
 		control.KindNode: len(s.nodes), control.KindGateway: len(gateways), control.KindVolume: len(s.volumes),
@@ -84,4 +100,60 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descMigrations, float64(n), phase)
 	}
 	gauge(descRevision, float64(revision))
+	x.groups(ctx, gauge)
+}
+
+// groups shows what `group show` and `link show` do; what is not known is left out.
+func (x *metrics) groups(ctx context.Context, gauge func(*prometheus.Desc, float64, ...string)) {
+	groups, err := x.m.groupViews(ctx, "")
+	if err != nil {
+		return
+	}
+	for i := range groups {
+		g := &groups[i]
+		if g.State != nil {
+			gauge(descState, 1, g.Name, *g.State)
+		}
+		if g.Link != nil {
+			gauge(descLinkUp, is(*g.Link == control.StateUp), g.Name)
+		}
+		for _, b := range []struct {
+			d *prometheus.Desc
+			v *bool
+		}{{descLate, g.Late}, {descStopped, g.Stopped}, {descConsistent, g.Consistent}} {
+			if b.v != nil {
+				gauge(b.d, is(*b.v), g.Name)
+			}
+		}
+		known(gauge, descLagWrites, g.Lag.Writes, g.Name)
+		known(gauge, descLagBytes, g.Lag.Bytes, g.Name)
+		known(gauge, descLagSeconds, g.Lag.Seconds, g.Name)
+		known(gauge, descChanged, g.ChangedBytes, g.Name)
+		known(gauge, descWAN, g.WANBytesSent, g.Name)
+		known(gauge, descJournalUsed, g.Journal.UsedBytes, g.Name)
+		known(gauge, descJournalSize, g.Journal.CapacityBytes, g.Name)
+		known(gauge, descCursor, g.Sequence.Appended, g.Name, "appended")
+		known(gauge, descCursor, g.Sequence.Durable, g.Name, "durable")
+		known(gauge, descCursor, g.Sequence.Sent, g.Name, "sent")
+		known(gauge, descCursor, g.Sequence.Acked, g.Name, "acked")
+		known(gauge, descCursor, g.SecondarySequence.Applied, g.Name, "applied")
+		if c := g.Copy; c != nil {
+			gauge(descCopyDone, float64(c.BytesDone), g.Name, c.Kind)
+			gauge(descCopyTotal, float64(c.BytesTotal), g.Name, c.Kind)
+		}
+	}
+}
+
+func is(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// known shows a figure, unless nobody can tell it now.
+func known[N int64 | uint64 | float64](gauge func(*prometheus.Desc, float64, ...string), d *prometheus.Desc, v *N, labels ...string) {
+	if v != nil {
+		gauge(d, float64(*v), labels...)
+	}
 }

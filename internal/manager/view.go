@@ -419,6 +419,10 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 			problem("group %s is %s", g.Name, *g.State)
 		case *g.State != "empty" && g.Link != nil && *g.Link == control.StateDown:
 			problem("group %s: the link to %s is down", g.Name, g.Secondary)
+		case g.Stopped != nil && *g.Stopped:
+			problem("group %s: copying has stopped: %s", g.Name, *g.BlockedOn)
+		case g.Late != nil && *g.Late:
+			problem("group %s is late: the secondary is more than %v s behind", g.Name, g.RPOSeconds)
 		}
 	}
 	journals, err := loadAll[control.Journal](ctx, m, control.KindJournal)

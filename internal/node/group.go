@@ -67,6 +67,9 @@ type group struct {
 
 	limit    *pace.Limiter // of what is sent to the secondary
 	compress atomic.Uint32 // wire.Method of it
+
+	watched watch  // under mu
+	expect  expect // under mu
 }
 
 type changedMap struct {

@@ -102,6 +102,7 @@ type Node struct {
 	alarmed chan struct{}     // a journal has reached or left a high-water mark: the manager is told now
 	address map[string]string // of other nodes, as last told
 	links   map[string]*link  // to other nodes
+	events  events
 
 	runCtx context.Context // ends when the node stops
 	work   sync.WaitGroup
@@ -253,6 +254,7 @@ func (n *Node) serve(ctx context.Context) error {
 		Instance: n.instance, Address: address, Peer: peer, NBD: nbdAddrs, Since: time.Now().UTC()}}
 	eg.Go(func() error { return n.sessions.Run(ctx) })
 	eg.Go(func() error { return n.watchJournals(ctx) })
+	eg.Go(func() error { return n.watchGroups(ctx) })
 	eg.Go(func() error {
 		<-ctx.Done()
 		n.letGo()

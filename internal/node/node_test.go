@@ -26,6 +26,7 @@ type rig struct {
 	t     *testing.T
 	nodes map[string]*rigNode
 	via   map[string]string // addresses that nodes are told in place of the real ones
+	http  *string           // gets the address of /metrics of the node started last
 	store rigStore
 	with  func(*control.Settings) // of the group; nil: the defaults
 }
@@ -89,8 +90,11 @@ func (r *rig) start(name string) {
 	r.t.Helper()
 	n := r.nodes[name]
 	ready := make(chan struct{})
-	n.cfg.Ready = func(listen, nbd, _ string) {
+	n.cfg.Ready = func(listen, nbd, http string) {
 		n.listen, n.nbd = listen, nbd
+		if r.http != nil {
+			*r.http = http
+		}
 		close(ready)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -210,6 +210,10 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 	switch method {
 	case control.CallNodeStatus:
 		return n.status(), nil
+	case control.CallNodeEvents:
+		return with(params, func(in control.EventsAfter) (any, error) {
+			return control.NodeEvents{Instance: n.instance, Events: n.events.after(in.After)}, nil
+		})
 	case control.CallVolumeCreate:
 		return with(params, n.createVolume)
 	case control.CallVolumeDelete:

@@ -24,6 +24,7 @@ func (g *group) applySettings() error {
 	g.limit.Set(settings.Limit)
 	g.compress.Store(uint32(wire.MethodOf(settings.Compress)))
 	g.mu.Lock()
+	g.expect = expectOf(&settings)
 	sub, snd := g.sub, g.snd
 	g.mu.Unlock()
 	if sub != nil {

@@ -3,11 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"gantline/internal/control"
 	"gantline/internal/migrate"
@@ -212,6 +208,7 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	if snd.State == sender.StateDown && rec.Spec.Group.Transfer == control.TransferPull {
 		st.BlockedOn = notPulled(snd, st.Peer)
 	}
+	st.Late, st.Stopped = g.watched.late, g.watched.stopped
 	if snd.State == sender.StateRefused && snd.Reason == "split-brain" {
 		st.State = "split-brain"
 	}
@@ -406,51 +403,4 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	}
 	st.Background += rec.Background
 	st.OnDemand += rec.OnDemand
-}
-
-// metricsHandler shows the figures of status for scraping.
-func (n *Node) metricsHandler() http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(&collector{n})
-	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
-}
-
-// collector asks for a status at each scrape: there is no second set of figures to keep in step.
-type collector struct{ n *Node }
-
-var (
-	labels       = []string{"group"}
-	metricSeq    = prometheus.NewDesc("gantline_group_sequence", "Newest sequence of the group's log here, by cursor.", []string{"group", "cursor"}, nil)
-	metricLag    = prometheus.NewDesc("gantline_group_lag_bytes", "Bytes of writes that the secondary has not applied.", labels, nil)
-	metricWAN    = prometheus.NewDesc("gantline_group_wan_bytes_total", "Bytes of frames sent to the secondary.", labels, nil)
-	metricUsed   = prometheus.NewDesc("gantline_journal_used_bytes", "Bytes used of the group's journal here.", labels, nil)
-	metricSize   = prometheus.NewDesc("gantline_journal_capacity_bytes", "Bytes that the group's journal here can hold.", labels, nil)
-	metricLinkUp = prometheus.NewDesc("gantline_group_link_up", "1 if the copy link is up.", labels, nil)
-)
-
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{metricSeq, metricLag, metricWAN, metricUsed, metricSize, metricLinkUp} {
-		ch <- d
-	}
-}
-
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, l ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, l...)
-	}
-	for _, g := range c.n.status().Groups {
-		gauge(metricSeq, float64(g.Appended), g.Name, "appended")
-		gauge(metricSeq, float64(g.Durable), g.Name, "durable")
-		gauge(metricSeq, float64(g.Acked), g.Name, "acked")
-		gauge(metricSeq, float64(g.Applied), g.Name, "applied")
-		gauge(metricLag, float64(g.LagBytes), g.Name)
-		gauge(metricUsed, float64(g.JournalUsed), g.Name)
-		gauge(metricSize, float64(g.JournalCapacity), g.Name)
-		up := 0.0
-		if g.LinkUp {
-			up = 1
-		}
-		gauge(metricLinkUp, up, g.Name)
-		ch <- prometheus.MustNewConstMetric(metricWAN, prometheus.CounterValue, float64(g.WANBytesSent), g.Name)
-	}
 }

@@ -28,7 +28,7 @@ func (g *Group) hostOps() uint64 {
 	sum := uint64(0)
 	for _, m := range *g.members.Load() {
 		if m != nil {
-			sum += m.vol.ops.Load()
+			sum += m.vol.traffic.requests()
 		}
 	}
 	return sum

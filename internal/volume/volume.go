@@ -34,7 +34,7 @@ type Volume struct {
 	lone    lone
 	workers workers
 	closed  atomic.Bool
-	ops     atomic.Uint64 // requests executed for hosts
+	traffic traffic
 
 	presence   atomic.Pointer[presence]
 	background sync.WaitGroup // requests that came back from the relay and execute here
@@ -181,7 +181,7 @@ func (v *Volume) execute(p *period, epoch uint64, reqs []*block.Request) {
 	case ModeMoved:
 		v.answerMoved(p, reqs)
 	default:
-		v.ops.Add(uint64(len(reqs)))
+		v.traffic.add(reqs)
 		b := batches.Get().(*batch)
 		b.run(v, p, epoch, reqs)
 		b.release()

@@ -35,6 +35,7 @@ type Node struct {
 	Groups   map[string]*control.GroupStatus
 	Specs    map[string]control.GroupSpec
 	Moves    map[string]*Move
+	Events   []control.NodeEvent
 	Calls    []string                // methods with their object, in order
 	Fail     func(call string) error // asked before each call; an error is the answer
 	Free     int64                   // bytes, told by migrate.check
@@ -163,10 +164,12 @@ func (n *Node) answer(method string, params json.RawMessage) (any, error) {
 			return nil, err
 		}
 	}
-	if method != control.CallNodeStatus && method != control.CallMigrateStatus {
+	if method != control.CallNodeStatus && method != control.CallNodeEvents && method != control.CallMigrateStatus {
 		n.Calls = append(n.Calls, call)
 	}
 	switch method {
+	case control.CallNodeEvents:
+		return control.NodeEvents{Instance: n.Instance, Events: n.Events}, nil
 	case control.CallNodeStatus:
 		return n.status(), nil
 	case control.CallVolumeCreate, control.CallVolumeDelete, control.CallJournalCreate, control.CallJournalDelete,
