@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -158,16 +159,18 @@ func (a *app) pairCmd() *cobra.Command {
 	var equal bool
 	add := a.verb("add G PRIMARY_VOLUME SECONDARY_VOLUME", "Add a pair, and wait until it is copied", cobra.ExactArgs(3),
 		func(ctx context.Context, args []string) error {
-			if equal {
-				return control.NotBuilt("pair add --assume-equal")
-			}
-			in := control.PairRequest{Primary: args[1], Secondary: args[2]}
+			in := control.PairRequest{Primary: args[1], Secondary: args[2], AssumeEqual: equal}
 			raw, done, err := a.change(ctx, http.MethodPost, path(groupTable.kind, args[0], "pairs"), in)
 			if err != nil || done {
 				return err
 			}
 			return a.untilPaired(ctx, args[0], groupTable, raw, "initial copy")
 		})
-	add.Flags().BoolVar(&equal, "assume-equal", false, "copy nothing: both hold the same")
-	return noun("pair", "Pairs of volumes in groups", add, a.listCmd(pairTable), a.later("remove", "pair remove"))
+	add.Flags().BoolVar(&equal, "assume-equal", false, "copy nothing: both hold the same (samples are compared)")
+	remove := a.verb("remove G PRIMARY_VOLUME", "Take a pair out of its group; both volumes keep what they hold", cobra.ExactArgs(2),
+		func(ctx context.Context, args []string) error {
+			_, _, err := a.change(ctx, http.MethodDelete, path(groupTable.kind, args[0], "pairs")+"?primary="+url.QueryEscape(args[1]), nil)
+			return err
+		})
+	return noun("pair", "Pairs of volumes in groups", add, a.listCmd(pairTable), remove)
 }

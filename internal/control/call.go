@@ -18,6 +18,8 @@ const (
 	CallGroupSuspend   = "group.suspend"   // GroupSuspend → GroupStatus
 	CallGroupResume    = "group.resume"    // GroupResume → GroupStatus
 	CallGroupDelete    = "group.delete"    // NameOnly → {}
+	CallPairCheck      = "pair.check"      // PairRef → PairChecked ; to the primary
+	CallPairRemove     = "pair.remove"     // PairRef → PairRemoved ; to the primary, then to the secondary
 	CallGroupVerify    = "group.verify"    // GroupVerify → VerifyStatus ; to the primary, returns at once
 	CallGroupVerified  = "group.verified"  // NameOnly → VerifyStatus ; to the primary
 	CallGroupDigests   = "group.digests"   // DigestAsk → DigestFound ; primary to secondary

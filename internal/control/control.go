@@ -95,6 +95,10 @@ type Pair struct {
 	Primary   string `json:"primary"`   // NODE/NAME
 	Secondary string `json:"secondary"` // NODE/NAME
 	Size      int64  `json:"size"`
+	// AssumeEqual: both held the same when the pair was made; nothing was copied.
+	AssumeEqual bool `json:"assume_equal,omitempty"`
+	// Removing: the pair is on its way out of the group.
+	Removing bool `json:"removing,omitempty"`
 }
 
 // Group is a consistency group. Primary and Epoch change only by a decision (see Migration).

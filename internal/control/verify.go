@@ -76,3 +76,21 @@ type VerifyView struct {
 	RepairedBytes int64          `json:"repaired_bytes"`
 	Error         string         `json:"error"`
 }
+
+// PairRef names a pair by its number in a group. At: see PairRemoved.
+type PairRef struct {
+	Name   string `json:"name"`
+	Number uint16 `json:"number"`
+	At     uint64 `json:"at,omitempty"`
+}
+
+// PairChecked lists which samples of a pair that was said to be equal differ. None: it is taken as copied.
+type PairChecked struct {
+	Different []VerifyExtent `json:"different"`
+}
+
+// PairRemoved: the volume is in no group any more. At, from the primary: what the secondary should have applied before
+// it lets go of its own; 0: it will not get there now.
+type PairRemoved struct {
+	At uint64 `json:"at"`
+}

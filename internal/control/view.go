@@ -326,6 +326,8 @@ type ResumeRequest struct {
 type PairRequest struct {
 	Primary   string `json:"primary"`
 	Secondary string `json:"secondary"`
+	// AssumeEqual: both hold the same; samples are compared and nothing is copied.
+	AssumeEqual bool `json:"assume_equal,omitempty"`
 }
 
 // MoveRequest starts a move.

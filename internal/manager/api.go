@@ -229,6 +229,12 @@ func (m *Manager) registerGroups(api huma.API) {
 	groupAction(m, api, "set", "Change how a group copies", m.groupSet)
 	groupAction(m, api, "resume", "Resync what has changed", m.groupResume)
 	groupAction(m, api, "pairs", "Add a pair", m.pairAdd)
+	remove(api, "/v1/groups/{name}/pairs", "remove-pair", "Remove a pair; its volumes keep what they hold", func(ctx context.Context, in *struct {
+		Name    string `path:"name" maxLength:"200"`
+		Primary string `query:"primary" required:"true" doc:"the pair's primary volume, NODE/NAME" maxLength:"200"`
+	}) error {
+		return m.pairRemove(ctx, in.Name, in.Primary)
+	})
 	handle(api, http.MethodPost, "/v1/groups/{name}/verify", "verify-group", "Compare both sides; answers when it has begun",
 		func(ctx context.Context, in *nameBodyIn[control.VerifyRequest]) (control.VerifyView, error) {
 			return m.groupVerify(ctx, in.Name, in.Body)
@@ -288,7 +294,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodPost, "/v1/groups/{name}/promote", "group promote"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},
 		{http.MethodPost, "/v1/groups/{name}/test", "group test"},
-		{http.MethodDelete, "/v1/groups/{name}/pairs", "pair remove"},
 		{http.MethodPost, "/v1/migrations/{name}/set", "migrate set"},
 		{http.MethodPost, "/v1/migrations/{name}/continue", "migrate continue"},
 		{http.MethodPost, "/v1/migrations/{name}/abort", "migrate abort"},

@@ -345,16 +345,25 @@ func (m *Manager) pairAdd(ctx context.Context, group string, in control.PairRequ
 	if err != nil {
 		return err
 	}
-	if _, err := m.pushGroup(ctx, g); err != nil {
+	away, err := m.pushGroup(ctx, g)
+	if err != nil {
 		if !added {
 			return err
 		}
+		m.letGo(ctx, g, in.Primary)
 		if uerr := m.dropPair(ctx, group, in); uerr != nil {
 			m.log.Warn("refused pair could not be taken back", "group", group, "pair", in.Primary, "error", uerr)
 		}
 		return err
 	}
-	return nil
+	if !in.AssumeEqual || planOf(ctx) != nil {
+		return nil
+	}
+	if len(away) > 0 {
+		return control.Errorf(control.KindUnreachable, "pair %s to %s: node %s is away, so nothing could be compared; repeat the command when "+
+			"it is back", in.Primary, in.Secondary, away[0])
+	}
+	return m.checkPair(ctx, g, in)
 }
 
 func (m *Manager) storePair(ctx context.Context, group string, in control.PairRequest) (*control.Group, bool, error) {
@@ -371,9 +380,12 @@ func (m *Manager) storePair(ctx context.Context, group string, in control.PairRe
 		return nil, false, err
 	}
 	if slices.ContainsFunc(g.V.Pairs, func(o control.Pair) bool {
-		return o.Primary == in.Primary && o.Secondary == in.Secondary
+		return o.Primary == in.Primary && o.Secondary == in.Secondary && !o.Removing
 	}) {
-		return &g.V, false, nil
+		return &g.V, false, sameClaim(&g.V, in)
+	}
+	if in.AssumeEqual && g.V.Log == control.LogQueue {
+		return nil, false, control.NotBuilt("pair add --assume-equal in a group with --log queue")
 	}
 	if err := pairFits(&g.V, &p.V, &s.V, in); err != nil {
 		return nil, false, err
@@ -387,7 +399,8 @@ func (m *Manager) storePair(ctx context.Context, group string, in control.PairRe
 	if err := m.volumesFree(ctx, &g.V, &p.V, &s.V); err != nil {
 		return nil, false, err
 	}
-	g.V.Pairs = append(g.V.Pairs, control.Pair{Number: g.V.NextNumber, Primary: in.Primary, Secondary: in.Secondary, Size: p.V.Size})
+	g.V.Pairs = append(g.V.Pairs, control.Pair{Number: g.V.NextNumber, Primary: in.Primary, Secondary: in.Secondary, Size: p.V.Size,
+		AssumeEqual: in.AssumeEqual})
 	g.V.NextNumber++
 	g.V.Revision++
 	p.V.Group, s.V.Group = group, group
@@ -430,6 +443,10 @@ func pairFits(g *control.Group, p, s *control.Volume, in control.PairRequest) er
 		return refuse("%s is on node %s, the group's primary is %s", in.Primary, p.Node, g.Primary)
 	case s.Node != g.Secondary:
 		return refuse("%s is on node %s, the group's secondary is %s", in.Secondary, s.Node, g.Secondary)
+	case slices.ContainsFunc(g.Pairs, func(o control.Pair) bool {
+		return o.Removing && (o.Primary == in.Primary || o.Secondary == in.Secondary)
+	}):
+		return refuse("one of them is being removed from the group: repeat `gantline pair remove` first")
 	case p.Group != "":
 		return refuse("%s is in group %s", in.Primary, p.Group)
 	case s.Group != "":

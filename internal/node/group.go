@@ -44,6 +44,8 @@ type group struct {
 	// intents are those of a queue, by volume.
 	intents map[uint16]changedMap
 
+	oldMaps []block.Device // of volumes that have left
+
 	// Primary and source: what feeds the secondary.
 	sub  *volume.Subscriber
 	snd  *sender.Sender
@@ -62,8 +64,9 @@ type group struct {
 	copySeen copySeen
 	alarm    control.JournalAlarm // high-water mark of the journal
 
-	found  findings              // secondary: at digest records
-	verify *control.VerifyStatus // primary: the one under way; replaced, never changed
+	sampling sync.Mutex            // a pair that is said to be equal is being compared
+	found    findings              // secondary: at digest records
+	verify   *control.VerifyStatus // primary: the one under way; replaced, never changed
 
 	limit    *pace.Limiter // of what is sent to the secondary
 	compress atomic.Uint32 // wire.Method of it
@@ -154,6 +157,9 @@ func (g *group) open(rec *groupRecord) (err error) {
 		return fmt.Errorf("count of bytes sent: %w", err)
 	}
 	if err := g.openLog(rec); err != nil {
+		return err
+	}
+	if err := g.forgetRemoved(rec); err != nil {
 		return err
 	}
 	var members []volume.Member
@@ -255,6 +261,8 @@ func (g *group) close() error {
 	g.run.stop()
 	g.mu.Lock()
 	vg, log, maps, intents := g.vg, g.log, g.maps, g.intents
+	oldMaps := g.oldMaps
+	g.oldMaps = nil
 	g.vg, g.log, g.jnl, g.que, g.maps, g.intents = nil, nil, nil, nil, nil, nil
 	g.mu.Unlock()
 	var errs []error
@@ -265,6 +273,9 @@ func (g *group) close() error {
 		errs = append(errs, log.Close())
 	}
 	errs = append(errs, closeMaps(maps, intents)...)
+	for _, dev := range oldMaps {
+		errs = append(errs, dev.Close())
+	}
 	errs = append(errs, g.wan.close())
 	return errors.Join(errs...)
 }
@@ -354,6 +365,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 		return control.GroupStatus{}, err
 	}
 	for _, p := range spec.Group.Pairs {
+		if p.Removing {
+			continue
+		}
 		// Recorded is not enough: the call that recorded it may have failed before the volume was in the group.
 		if rec.member(p.Number) == nil || !g.has(p.Number) {
 			if err := g.addPair(ctx, rec.Role, p); err != nil {
@@ -437,14 +451,10 @@ func (g *group) addPair(ctx context.Context, role string, p control.Pair) error 
 	if err := g.Err(); err != nil {
 		return fmt.Errorf("group %s: %w", g.name, err)
 	}
-	mem := memberRecord{Number: p.Number, Volume: name, Initial: true}
+	mem := memberRecord{Number: p.Number, Volume: name, Initial: true, Equal: p.AssumeEqual}
 	if role == control.RoleSecondary {
-		mem.Initial = false
-		// Initial copy skips what is zero at the primary, so nothing old may stay here.
-		if err := v.dev.Trim(0, v.vol.Size()); err != nil {
-			return fmt.Errorf("volume %s: clear it: %w", full, err)
-		}
-		if err := v.dev.Flush(); err != nil {
+		mem.Initial, mem.Equal = false, false
+		if err := clearSecondary(v, p); err != nil {
 			return fmt.Errorf("volume %s: clear it: %w", full, err)
 		}
 	} else if d.Groups[g.name].member(p.Number) != nil {
@@ -471,6 +481,18 @@ func (g *group) addPair(ctx context.Context, role string, p control.Pair) error 
 		return g.vg.Add(ctx, m, nil)
 	}
 	return g.addPrimary(ctx, mem, m, payload)
+}
+
+// clearSecondary: the initial copy skips what is zero at the primary, so nothing old may stay. A pair that is said to be
+// equal has none.
+func clearSecondary(v *nodeVolume, p control.Pair) error {
+	if p.AssumeEqual {
+		return nil
+	}
+	if err := v.dev.Trim(0, v.vol.Size()); err != nil {
+		return err
+	}
+	return v.dev.Flush()
 }
 
 // Err is why the group does not work, nil if it does.

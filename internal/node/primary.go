@@ -62,8 +62,8 @@ func (g *group) startPrimary(secondary string) error {
 			}
 		}
 	}
-	if len(rec.Members) == 0 {
-		return nil
+	if len(rec.Members) == 0 && rec.Spec.Group.NextNumber <= 1 {
+		return nil // it has never had a pair
 	}
 	return g.startFeed(secondary, rec.Members)
 }
@@ -255,7 +255,7 @@ func (g *group) copyOnce(ctx context.Context) error {
 func (g *group) initialCopies(ctx context.Context) error {
 	var todo []memberRecord
 	for _, m := range g.n.state.view().Groups[g.name].Members {
-		if m.Initial {
+		if m.Initial && !m.Equal { // an equal one waits for its samples: checkPair
 			todo = append(todo, m)
 		}
 	}

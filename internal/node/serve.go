@@ -230,6 +230,10 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 		return with(params, func(in control.GroupSuspend) (any, error) { return n.suspendGroup(in.Name) })
 	case control.CallGroupResume:
 		return with(params, func(in control.GroupResume) (any, error) { return n.resumeGroup(in) })
+	case control.CallPairCheck:
+		return with(params, func(in control.PairRef) (any, error) { return n.checkPair(ctx, in) })
+	case control.CallPairRemove:
+		return with(params, func(in control.PairRef) (any, error) { return n.removePair(ctx, in) })
 	case control.CallGroupVerify:
 		return with(params, n.verifyGroup)
 	case control.CallGroupVerified:

@@ -70,6 +70,8 @@ type memberRecord struct {
 	Volume string `json:"volume"` // local name
 	// Initial: its initial copy is not finished (primary), or it is not part of the image yet (secondary).
 	Initial bool `json:"initial"`
+	// Equal, with Initial: both sides are said to hold the same, and no sample has been compared yet.
+	Equal bool `json:"equal,omitempty"`
 	// Marked: what has to be copied stands in the changed map.
 	Marked bool `json:"marked"`
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
 	"gantline/internal/record"
@@ -47,6 +48,26 @@ type metaStore struct {
 }
 
 func (g *Group) saveMeta(change func(m *meta)) error { return g.saveMetaBy(change, g.log.SetMeta) }
+
+func (g *Group) removedCount() int {
+	g.metaMu.Lock()
+	defer g.metaMu.Unlock()
+	return len(g.meta.Removed)
+}
+
+// wasRemoved says whether a number was that of a volume which has left the group.
+func (g *Group) wasRemoved(n record.VolumeNumber) bool {
+	g.metaMu.Lock()
+	defer g.metaMu.Unlock()
+	return slices.Contains(g.meta.Removed, n)
+}
+
+// isFilling says whether a volume had absent regions when the log was closed.
+func (g *Group) isFilling(n record.VolumeNumber) bool {
+	g.metaMu.Lock()
+	defer g.metaMu.Unlock()
+	return slices.Contains(g.meta.Filling, n)
+}
 
 // isFollowing is what the blob says.
 func (g *Group) isFollowing() bool {

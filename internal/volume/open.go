@@ -3,7 +3,6 @@ package volume
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -71,14 +70,14 @@ func (g *Group) attachAll(members []Member) error {
 
 // attach makes a volume a member in the given map.
 func (g *Group) attach(m Member, all map[record.VolumeNumber]*member) error {
-	if m.Number == 0 || all[m.Number] != nil || slices.Contains(g.meta.Removed, m.Number) {
+	if m.Number == 0 || all[m.Number] != nil || g.wasRemoved(m.Number) {
 		return fmt.Errorf("%w: volume number %d", ErrBusy, m.Number)
 	}
 	mem := &member{vol: m.Volume, group: g, number: m.Number, cache: newCache()}
 	mem.unflushed.Store(true)
 	if p := m.Volume.presence.Load(); p != nil {
 		mem.cache.splitAt(p.region)
-	} else if slices.Contains(g.meta.Filling, m.Number) {
+	} else if g.isFilling(m.Number) {
 		mem.blind.Store(true)
 	}
 	if !m.Volume.member.CompareAndSwap(nil, mem) {
@@ -170,7 +169,7 @@ func (g *Group) replayOne(r *record.Record) error {
 	}
 	m := g.member(r.Volume)
 	if m == nil {
-		if slices.Contains(g.meta.Removed, r.Volume) {
+		if g.wasRemoved(r.Volume) {
 			return nil
 		}
 		return fmt.Errorf("%w: record %d, volume %d", ErrUnknownVolume, r.Seq, r.Volume)

@@ -339,6 +339,12 @@ func (g *Group) Remove(ctx context.Context, n record.VolumeNumber, payload []byt
 	return err
 }
 
+// Removed lists the numbers that a log's group has used for volumes which have left it.
+func Removed(log Log) ([]record.VolumeNumber, error) {
+	m, err := decodeMeta(log.Meta())
+	return m.Removed, err
+}
+
 func (g *Group) detach(m *member) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -347,7 +353,7 @@ func (g *Group) detach(m *member) error {
 	if m.cache.tree.Len() > 0 {
 		return fmt.Errorf("%w: volume %s has writes for absent regions", ErrBusy, m.vol.name)
 	}
-	if len(g.meta.Removed) >= maxRemoved {
+	if g.removedCount() >= maxRemoved {
 		return fmt.Errorf("%w: %d volumes have been removed from group %s", ErrBusy, maxRemoved, g.cfg.Name)
 	}
 	if err := g.saveMeta(func(s *meta) { s.Removed = append(s.Removed, m.number) }); err != nil {

@@ -224,6 +224,18 @@ func (s *Subscriber) AddMap(n record.VolumeNumber, changed Bitmap) error {
 	return nil
 }
 
+// DropMap forgets a volume that has left the group, with its marks.
+func (s *Subscriber) DropMap(n record.VolumeNumber) {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := maps.Clone(s.volumes())
+	delete(left, n)
+	s.blocks.Store(&left)
+	s.changed.Broadcast()
+}
+
 func (s *Subscriber) volumes() map[record.VolumeNumber]*blocks { return *s.blocks.Load() }
 
 // Subscriber by name, nil if there is none.
