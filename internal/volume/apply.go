@@ -149,16 +149,11 @@ func inTable(table record.Table, r *record.Record) bool {
 
 func (g *Group) applyRun(recs []record.Record) {
 	g.spread(recs)
-	g.tip.Store(uint64(recs[len(recs)-1].Seq))
+	g.passed(recs)
 	bytes := int64(0)
-	g.done.mu.Lock()
 	for i := range recs {
 		bytes += int64(len(recs[i].Data)) + segmentOverhead
-		if recs[i].Session != 0 {
-			g.done.set(recs[i].Session, recs[i].Request, 0)
-		}
 	}
-	g.done.mu.Unlock()
 	g.noteCached(bytes)
 }
 

@@ -27,7 +27,7 @@ func (g *Group) Checkpoint(ctx context.Context) error {
 func (g *Group) checkpoint() error {
 	g.checkpoints.Lock()
 	defer g.checkpoints.Unlock()
-	reached, done, err := g.beginCheckpoint()
+	reached, covered, done, err := g.beginCheckpoint()
 	if err != nil {
 		return err
 	}
@@ -37,31 +37,40 @@ func (g *Group) checkpoint() error {
 	g.rounds.Lock()
 	defer g.rounds.Unlock()
 	g.ckpt = max(g.ckpt, reached)
+	g.covered.Store(uint64(max(covered, record.Seq(g.covered.Load()))))
+	g.snapshot = true
 	g.ckptAt = time.Now()
 	return g.trim(done)
 }
 
-// beginCheckpoint writes everything back and returns the last record that the devices then have, with all before it, and
-// the done requests to be kept with it.
-func (g *Group) beginCheckpoint() (reached record.Seq, done []byte, err error) {
+// beginCheckpoint writes everything back and returns the last record that the devices then have, with all before it; and
+// the done requests to be kept with it, with the last record that they cover. What hosts write between that snapshot and
+// the round reaches the devices and is not in it: the log keeps it for its session and number.
+func (g *Group) beginCheckpoint() (reached, covered record.Seq, done []byte, err error) {
 	g.rounds.Lock()
 	defer g.rounds.Unlock()
 	g.sinceCheckpoint.Store(0)
 	// The snapshot of done requests must not know more than the durable log: after a power loss a replay of a write
 	// that is gone must execute. So: snapshot, then sync past it.
-	// A request becomes done after the tip has passed its record, so the tip read behind the snapshot covers it.
-	done = g.done.encode(maxDoneBytes)
-	if err := g.syncTo(g.Tip()); err != nil {
-		return 0, nil, err
+	done, covered = g.doneSnapshot()
+	if err := g.syncTo(covered); err != nil {
+		return 0, 0, nil, err
 	}
 	if err := g.round(); err != nil {
-		return 0, nil, err
+		return 0, 0, nil, err
 	}
 	reached = g.roundTip
 	if g.postponed != 0 {
 		reached = min(reached, g.postponed-1)
 	}
-	return reached, done, nil
+	return reached, covered, done, nil
+}
+
+// doneSnapshot is the encoded table of done requests and the tip that it belongs to.
+func (g *Group) doneSnapshot() ([]byte, record.Seq) {
+	g.done.mu.Lock()
+	defer g.done.mu.Unlock()
+	return g.done.encodeLocked(maxDoneBytes), g.Tip()
 }
 
 // flushDevices makes the records up to seq, which have been written, durable on the devices.
@@ -149,7 +158,7 @@ func (g *Group) checkpointIfDue() error {
 	moved := g.roundTip > g.ckpt
 	late := time.Since(g.ckptAt) >= g.cfg.CheckpointEvery
 	behind := g.ckpt
-	fetched := g.freshRegions()
+	fetched, first := g.freshRegions(), !g.snapshot
 	g.rounds.Unlock()
 	switch {
 	case g.mem != nil: // what is acknowledged has been forgotten already
@@ -158,6 +167,8 @@ func (g *Group) checkpointIfDue() error {
 		}
 	case late && fetched, moved && (late || filled && g.sinceCheckpoint.Load() >= capacity/10):
 		return g.checkpoint()
+	case filled && first:
+		return g.checkpoint() // nothing says yet how far the snapshot on disk reaches, so nothing can be freed
 	case filled && g.trimmable(behind):
 		g.rounds.Lock()
 		defer g.rounds.Unlock()
@@ -177,6 +188,9 @@ func (g *Group) trimmable(ckpt record.Seq) bool {
 // log sealed after a restart.
 func (g *Group) freeable(ckpt record.Seq) record.Seq {
 	upTo := ckpt
+	if g.mem == nil {
+		upTo = min(upTo, record.Seq(g.covered.Load()))
+	}
 	for _, s := range *g.subs.Load() {
 		if keep, ok := s.keeps(); ok {
 			upTo = min(upTo, keep)

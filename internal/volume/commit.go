@@ -167,17 +167,26 @@ func inBatch(reqs []*block.Request, r *block.Request) bool {
 // appended; the others get the error.
 func (g *Group) number(b *batch) (int, error) {
 	n, err := g.appendLocked(b.recs)
-	if n == 0 {
-		return 0, err
-	}
-	g.done.mu.Lock()
-	for i := range b.recs[:n] {
-		if r := b.reqs[i]; r.Session != 0 {
-			g.done.set(r.Session, r.Number, r.Floor)
+	g.done.lift(b.reqs[:n])
+	for _, r := range b.redone {
+		if r.Err == nil && n < len(b.reqs) && inBatch(b.reqs[n:], r) {
+			r.Err = err // the first of the two was not appended
 		}
 	}
-	g.done.mu.Unlock()
 	return n, err
+}
+
+// passed moves the tip past recs. Their writes become done in the same moment: a snapshot of the table says of each
+// record up to its tip that it is done, and of none beyond.
+func (g *Group) passed(recs []record.Record) {
+	g.done.mu.Lock()
+	defer g.done.mu.Unlock()
+	for i := range recs {
+		if recs[i].Session != 0 {
+			g.done.set(recs[i].Session, recs[i].Request, 0)
+		}
+	}
+	g.tip.Store(uint64(recs[len(recs)-1].Seq))
 }
 
 // appendLocked numbers records, appends them to the log and puts them into the caches, under the commit mutex. A batch
@@ -216,7 +225,7 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 		return 0, g.hostError(g.fail(fmt.Errorf("appending to the log: %w", err)))
 	}
 	g.spread(recs)
-	g.tip.Store(uint64(seq))
+	g.passed(recs)
 	if g.synced() > mark {
 		g.wakeSubscribers() // a sync that was quicker than this has woken them for nothing
 	} else {

@@ -42,6 +42,7 @@ type site struct {
 	cfg    Config
 	opt    Options
 	mend   func(s *site) // before Open: presence
+	wrap   func(Log) Log // around the log, if set
 	jnl    *journal.Journal
 	g      *Group
 	vols   []*Volume
@@ -83,6 +84,9 @@ func (s *site) tryOpen() error {
 	}
 	if err != nil {
 		return err
+	}
+	if s.wrap != nil {
+		cfg.Log = s.wrap(cfg.Log)
 	}
 	s.vols = nil
 	for i, d := range s.devs {

@@ -94,6 +94,7 @@ func (g *Group) recover() error {
 	}
 	c := g.log.Cursors()
 	g.ckpt = max(g.meta.Checkpoint, c.Trimmed)
+	g.covered.Store(uint64(c.Trimmed))
 	upTo := c.Appended
 	if g.meta.Following {
 		upTo = min(upTo, max(g.meta.Applied, g.ckpt))

@@ -129,6 +129,8 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 		return err
 	}
 	g.done.replace(fresh)
+	g.covered.Store(uint64(base))
+	g.snapshot = true // in the meta above
 	g.ckpt, g.ckptAt, g.roundTip, g.postponed = base, time.Now(), base, 0
 	g.tip.Store(uint64(base))
 	g.durable.Store(uint64(base))

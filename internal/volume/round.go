@@ -30,7 +30,10 @@ type writeBack struct {
 	roundTip  record.Seq // T of the last round
 	postponed record.Seq // lowest sequence postponed by it, 0: none
 	ckpt      record.Seq // all records up to it are flushed on the devices
-	ckptAt    time.Time
+	// covered: the done requests on disk, or the log above it, have every record up to it. Nothing above it is freed.
+	covered  atomic.Uint64
+	snapshot bool // this run has written one
+	ckptAt   time.Time
 
 	checkpoints    sync.Mutex // one checkpoint at a time
 	checkpointKick chan struct{}

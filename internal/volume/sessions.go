@@ -6,6 +6,8 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+
+	"gantline/internal/block"
 )
 
 const (
@@ -82,6 +84,17 @@ func (t *doneTable) look(id, number, floor uint64) doneState {
 	return doneNot
 }
 
+// lift raises the floors of the sessions that have just been met for the first time.
+func (t *doneTable) lift(reqs []*block.Request) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range reqs {
+		if s := t.sessions[r.Session]; s != nil {
+			s.floor = max(s.floor, r.Floor)
+		}
+	}
+}
+
 // set records a write as done.
 func (t *doneTable) set(id, number, floor uint64) {
 	s := t.sessions[id]
@@ -133,6 +146,10 @@ func (t *doneTable) forgetOldest() {
 func (t *doneTable) encode(limit int) []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.encodeLocked(limit)
+}
+
+func (t *doneTable) encodeLocked(limit int) []byte {
 	ids := make([]uint64, 0, len(t.sessions))
 	for id := range t.sessions {
 		ids = append(ids, id)
