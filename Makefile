@@ -23,9 +23,10 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 SYSTEM  := ./test/... ./internal/demo/... ./cmd/...
 FUZZ    ?= 60s
 SOAK    ?= 1h
+FLAPS   ?= 1000
 BENCH   ?=
 
-.PHONY: all build demo test tools format vet unit system fuzz fuzz-slice soak bench lint clean
+.PHONY: all build demo test tools format vet unit system fuzz fuzz-slice soak flaps bench lint clean
 
 all: build
 
@@ -68,6 +69,10 @@ fuzz-slice:
 # Whole systems over and over with new seeds until the time is over or something fails: make soak SOAK=8h
 soak: build tools
 	scripts/soak.sh $(SOAK)
+
+# The copy link cut a thousand times under load; `make test` has a slice of it: make flaps FLAPS=10000
+flaps:
+	GANTLINE_FLAPS=$(FLAPS) $(GO) test -count=1 -timeout 2h -run Flaps -v ./internal/node
 
 # Ourselves beside nbdkit, qemu-nbd and blockdev-mirror in one run: make bench BENCH='-run write -runs 5'
 bench: build tools

@@ -140,14 +140,18 @@ func (m *Machine) tail() *segment {
 	return &m.segs[len(m.segs)-1]
 }
 
-// Unfinished is the last record before a step at the end of what is stored that has neither ended nor begun to be
-// applied.
+// Unfinished is the last record stored or applied before a step at the end of what is stored that has neither ended nor
+// begun to be applied.
 func (m *Machine) Unfinished() (before record.Seq, ok bool) {
 	tail := m.tail()
 	if tail == nil || !tail.step || tail.ended || m.issued >= tail.first {
 		return 0, false
 	}
-	return tail.first - 1, true
+	before = m.state.Applied
+	if n := len(m.segs); n > 1 {
+		before = max(before, m.segs[n-2].last)
+	}
+	return before, true // less than tail.first-1 if the step lies behind a gap
 }
 
 // Durable reports that the log here has made everything up to seq durable.

@@ -185,6 +185,7 @@ type GroupStatus struct {
 	Late         bool    `json:"late"`    // primary: the lag is longer than the group's --rpo
 	Stopped      bool    `json:"stopped"` // primary: the secondary is behind and gets nothing
 	Error        string  `json:"error"`
+	Overruns     int64   `json:"overruns"` // periodic: intervals not finished in time
 
 	JournalUsed     int64       `json:"journal_used"`
 	JournalCapacity int64       `json:"journal_capacity"`
@@ -193,7 +194,7 @@ type GroupStatus struct {
 
 // CopyStatus is a background copy under way.
 type CopyStatus struct {
-	Kind       string   `json:"kind"` // initial, resync, migration
+	Kind       string   `json:"kind"` // initial, resync, periodic, migration
 	Percent    float64  `json:"percent"`
 	BytesDone  int64    `json:"bytes_done"`
 	BytesTotal int64    `json:"bytes_total"`

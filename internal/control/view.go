@@ -40,6 +40,7 @@ type GroupView struct {
 	PrimaryJournal    string             `json:"primary_journal"`
 	SecondaryJournal  string             `json:"secondary_journal"`
 	Suspended         bool               `json:"suspended_by_command"`
+	Overruns          *int64             `json:"overruns"` // periodic: intervals not finished in time
 	Error             *string            `json:"error"`
 	Migration         string             `json:"migration"` // the latest one, if any
 	Nodes             map[string]*string `json:"nodes"`     // role of each node that knows the group; null: it does not answer

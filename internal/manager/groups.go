@@ -17,7 +17,6 @@ var unbuilt = []struct {
 	flag string
 	is   func(*control.Settings) bool
 }{
-	{"--mode periodic", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic }},
 	{"--mode periodic with --log queue", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic && s.Log == control.LogQueue }},
 }
 

@@ -94,6 +94,7 @@ func groupView(g *control.Group, migrations []got[control.Migration], l look) co
 		v.Sequence = control.SequenceView{Appended: &p.Appended, Durable: &p.Durable, Sent: &p.Sent, Acked: &p.Acked}
 		v.ChangedBytes, v.BlockedOn, v.Copy, v.Link = &p.ChangedBytes, &p.BlockedOn, p.Copy, link(p.LinkUp)
 		v.Late, v.Stopped = &p.Late, &p.Stopped
+		v.Overruns = &p.Overruns
 		v.Journal = control.JournalSpaceView{UsedBytes: &p.JournalUsed, CapacityBytes: &p.JournalCapacity}
 		if p.Error != "" || s == nil {
 			v.Error = &p.Error

@@ -58,9 +58,12 @@ type group struct {
 
 	run *scope // the group's own loops
 
+	// steer is held by who decides whether copying goes on: a command, or the copy loop at the begin of a step.
+	steer    sync.Mutex
 	copyWake chan struct{} // copyLoop looks again
-	copying  atomic.Bool   // a volume is being copied for the first time
-	noReturn string        // why a group that should resync by itself does not
+	period   period
+	copying  atomic.Bool // a volume is being copied for the first time
+	noReturn string      // why a group that should resync by itself does not
 	copySeen copySeen
 	alarm    control.JournalAlarm // high-water mark of the journal
 
@@ -257,6 +260,7 @@ func (g *group) openMaps(rec *groupRecord) error {
 
 // close stops everything so that the devices are complete: first what brings records, then what writes them back.
 func (g *group) close() error {
+	g.dropInterval()
 	g.feed.stop()
 	g.run.stop()
 	g.mu.Lock()
@@ -353,7 +357,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 		err := n.state.update(func(d *durable) error {
 			r := d.Groups[name]
 			keep := r.Spec.Group
+			old := r.Spec.Group.Mode
 			r.Spec = spec
+			r.modeChanged(old)
 			r.Spec.Group.Epoch, r.Spec.Group.Primary, r.Spec.Group.PrimaryJournal = keep.Epoch, keep.Primary, keep.PrimaryJournal
 			return nil
 		})

@@ -153,6 +153,10 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	if st.State != "paired" {
 		bad = append(bad, fmt.Sprintf("group %s is %s: it must be paired; moving it in other states is not built yet", spec.Group.Name, st.State))
 	}
+	if spec.Group.Mode == control.ModePeriodic {
+		bad = append(bad, fmt.Sprintf("group %s is periodic: what changes between its steps cannot be handed over yet; "+
+			"`gantline group set %s --mode async` lets it move, and --mode periodic brings it back", spec.Group.Name, spec.Group.Name))
+	}
 	if !st.LinkUp {
 		bad = append(bad, fmt.Sprintf("the link to %s is down: %s", spec.Secondary, st.BlockedOn))
 	}

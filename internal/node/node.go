@@ -50,7 +50,9 @@ type Config struct {
 	// Ready is told the real addresses once all is served.
 	Ready func(listen, nbd, http string)
 
-	patience volume.SyncConfig // times of synchronous groups; tests are less patient
+	patience  volume.SyncConfig // times of synchronous groups; tests are less patient
+	started   func(*Node)       // tests look inside
+	linkRetry time.Duration     // tests cut links more often than users do; 0: the sender's default
 }
 
 // Devices opens what lies below volumes, journals and maps. Tests put devices in its place that lose power.
@@ -104,6 +106,8 @@ type Node struct {
 	links   map[string]*link  // to other nodes
 	events  events
 
+	began time.Time // where the node's own clock starts
+
 	runCtx context.Context // ends when the node stops
 	work   sync.WaitGroup
 }
@@ -113,6 +117,9 @@ func Run(ctx context.Context, cfg Config) error {
 	n, err := start(ctx, cfg)
 	if err != nil {
 		return err
+	}
+	if cfg.started != nil {
+		cfg.started(n)
 	}
 	err = n.serve(ctx)
 	return errors.Join(err, n.stop())
@@ -158,7 +165,7 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx,
+	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx, began: time.Now(),
 		volumes: map[string]*nodeVolume{}, broken: map[string]error{}, groups: map[string]*group{}, moves: map[string]*move{},
 		callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{},
 		alarmed: make(chan struct{}, 1)}

@@ -33,6 +33,7 @@ type rig struct {
 
 type rigNode struct {
 	cfg    Config
+	node   *Node // of the present run
 	cancel context.CancelFunc
 	ended  chan error
 	listen string
@@ -97,6 +98,7 @@ func (r *rig) start(name string) {
 		}
 		close(ready)
 	}
+	n.cfg.started = func(node *Node) { n.node = node }
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.ended = cancel, make(chan error, 1)
 	cfg := n.cfg

@@ -137,6 +137,7 @@ func (g *group) feedFrom(secondary string) {
 		Sent:     g.wan.add,
 		Compress: func() wire.Method { return wire.Method(g.compress.Load()) },
 		Pace:     pace.Chain{g.limit, g.n.linkTo(secondary).limit},
+		Retry:    g.n.cfg.linkRetry,
 		Logger:   g.n.log,
 	})
 	g.mu.Lock()
@@ -150,15 +151,10 @@ func (g *group) feedFrom(secondary string) {
 }
 
 func (g *group) subscriberEvent(e volume.SubscriberEvent) {
-	g.n.log.Warn("copying changed state", "group", g.name, "state", e.State, "cause", e.Reason)
+	g.n.log.Info("copying changed state", "group", g.name, "state", e.State, "cause", e.Reason)
 	g.mu.Lock()
 	snd := g.snd
 	g.mu.Unlock()
-	if e.State == volume.SubStreaming && !e.Sync {
-		if err := g.setResume(false, false); err != nil {
-			g.n.log.Error("end of the resync not recorded", "group", g.name, "cause", err)
-		}
-	}
 	if snd != nil {
 		snd.Wake()
 	}
@@ -217,11 +213,14 @@ func (g *group) pokeCopy() {
 	}
 }
 
-// copyLoop does the background copies to the secondary: initial copies, and a resync that was under way or is asked for.
+// lookAgain is how long the copy loop waits where it is poked when there is something to do.
+const lookAgain = time.Hour
+
+// copyLoop does the background copies to the secondary: initial copies, a resync that was under way or is asked for, and
+// the steps of a periodic group.
 func (g *group) copyLoop(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := g.copyOnce(ctx)
-		wait := time.Hour
+		wait, err := g.copyOnce(ctx)
 		if err != nil && ctx.Err() == nil {
 			g.n.log.Warn("background copy waits", "group", g.name, "cause", err)
 			wait = time.Second
@@ -236,18 +235,27 @@ func (g *group) copyLoop(ctx context.Context) {
 	}
 }
 
-func (g *group) copyOnce(ctx context.Context) error {
+// copyOnce does what is to be done now, and says after how long to look again if nobody pokes.
+func (g *group) copyOnce(ctx context.Context) (time.Duration, error) {
+	if g.vg.Role() != volume.RoleServing {
+		return lookAgain, nil // sealed: another primary goes on with it
+	}
 	switch g.sub.State() {
 	case volume.SubSuspended:
-		rec := g.n.state.view().Groups[g.name]
-		if rec == nil || !rec.Resume {
-			return nil
+		if wait, err := g.beginStep(); wait > 0 || err != nil {
+			return wait, err
 		}
-		return g.resync(ctx, rec.AtOnce)
-	case volume.SubResyncing: // an earlier try ended before its end was appended, or before that was acknowledged
-		return g.resync(ctx, g.n.state.view().Groups[g.name].AtOnce)
+		return lookAgain, g.resync(ctx)
+	case volume.SubResyncing: // an earlier try has failed inside the step
+		return lookAgain, g.resync(ctx)
 	}
-	return g.initialCopies(ctx)
+	if err := g.noteResumed(); err != nil { // a restart came between the end of the resync and its record
+		return lookAgain, err
+	}
+	if err := g.initialCopies(ctx); err != nil {
+		return lookAgain, err
+	}
+	return lookAgain, g.rest(ctx)
 }
 
 // initialCopies marks and copies volumes that are new to the pair. The record of a finished copy comes last: dead
@@ -259,7 +267,7 @@ func (g *group) initialCopies(ctx context.Context) error {
 			todo = append(todo, m)
 		}
 	}
-	if len(todo) == 0 {
+	if len(todo) == 0 && g.sub.ChangedBytes() == 0 { // marks without a step: it came to rest when the node died
 		return nil
 	}
 	g.copying.Store(true)
@@ -294,117 +302,6 @@ func (g *group) updateMember(number uint16, change func(*memberRecord)) error {
 		}
 		return nil
 	})
-}
-
-// resync copies what is marked, as one step: begin, the blocks and what hosts write meanwhile, end. A try that ends
-// early leaves its marks and is begun anew.
-func (g *group) resync(ctx context.Context, atOnce bool) error {
-	if _, err := g.sub.BeginStep(atOnce); err != nil {
-		return err
-	}
-	g.snd.Wake()
-	if err := g.sub.RunCopy(ctx, volume.CopyOptions{Parallel: 4}); err != nil {
-		return err
-	}
-	if _, err := g.sub.EndStep(ctx); err != nil {
-		return err
-	}
-	g.pokeCopy() // what was asked for ends when the secondary has applied the step: see subscriberEvent
-	return nil
-}
-
-func (g *group) setResume(asked, atOnce bool) error {
-	return g.n.state.update(func(d *durable) error {
-		if r := d.Groups[g.name]; r != nil {
-			r.Resume, r.AtOnce = asked, atOnce
-		}
-		return nil
-	})
-}
-
-// halt records that the group is suspended by command, or is not any more.
-func (g *group) halt(halted bool) error {
-	return g.n.state.update(func(d *durable) error {
-		if r := d.Groups[g.name]; r != nil {
-			r.Halted = halted
-			r.Resume, r.AtOnce = r.Resume && !halted, r.AtOnce && !halted
-		}
-		return nil
-	})
-}
-
-func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
-	g, err := n.feeding(name)
-	if err != nil {
-		return control.GroupStatus{}, err
-	}
-	if err := g.halt(true); err != nil {
-		return control.GroupStatus{}, err
-	}
-	g.sendWaiting()
-	if err := g.sub.Suspend("by command"); err != nil {
-		return control.GroupStatus{}, err
-	}
-	return g.status(), nil
-}
-
-// resumeGroup begins the resync; it does not wait for its end.
-func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) {
-	g, err := n.feeding(in.Name)
-	if err != nil {
-		return control.GroupStatus{}, err
-	}
-	if g.sub.State() == volume.SubSuspended {
-		if err := g.stepFits(in.AllowInconsistent); err != nil {
-			return control.GroupStatus{}, err
-		}
-		if err := g.halt(false); err != nil {
-			return control.GroupStatus{}, err
-		}
-		if err := g.setResume(true, in.AllowInconsistent || g.onlyInitial()); err != nil {
-			return control.GroupStatus{}, err
-		}
-	}
-	g.pokeCopy()
-	return g.status(), nil
-}
-
-// stepShare is the part of a journal that the marked blocks of a step may take: the secondary keeps the whole step, with
-// what hosts write meanwhile, until its end has come.
-const stepShare = 4
-
-// stepCapacity is the size of the journal by which a step is measured, in bytes.
-func (g *group) stepCapacity() int64 {
-	if g.que != nil {
-		return g.n.state.view().Groups[g.name].Spec.Group.SecondaryJournalSize
-	}
-	_, capacity := g.log.Space()
-	return capacity
-}
-
-// stepFits refuses a resync that the secondary's journal could not hold as one step. This side's journal, if it has one,
-// stands for it: both are made of one size unless the operator has chosen otherwise.
-func (g *group) stepFits(allowInconsistent bool) error {
-	if g.onlyInitial() {
-		return nil // there is no image to be kept whole yet
-	}
-	capacity := g.stepCapacity()
-	if marked := g.sub.ChangedBytes(); !allowInconsistent && marked > capacity/stepShare {
-		return refused("group %s: %d bytes have changed, more than %d, a quarter of the journal, that one step may take: "+
-			"resume with --allow-inconsistent; the secondary is then no consistent image until the resync has ended",
-			g.name, marked, capacity/stepShare)
-	}
-	return nil
-}
-
-// onlyInitial: no volume's initial copy has ended yet.
-func (g *group) onlyInitial() bool {
-	for _, m := range g.n.state.view().Groups[g.name].Members {
-		if !m.Initial {
-			return false
-		}
-	}
-	return true
 }
 
 // feeding returns a group that this node feeds to a secondary.

@@ -8,6 +8,7 @@ import (
 
 	"gantline/internal/apply"
 	"gantline/internal/control"
+	"gantline/internal/journal"
 	"gantline/internal/migrate"
 	"gantline/internal/receiver"
 	"gantline/internal/record"
@@ -50,7 +51,8 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	preview := &previewer{g: g}
 	applier := previewed{app, preview}
 	rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: applier, Applied: applied,
-		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: secondarySyncDelay, SyncBytes: secondarySyncBytes})
+		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: secondarySyncDelay, SyncBytes: secondarySyncBytes,
+		Capacity: capacityOf(g.jnl)})
 	if err != nil {
 		return err
 	}
@@ -86,6 +88,14 @@ const (
 	secondarySyncDelay = 8 * time.Millisecond
 	secondarySyncBytes = 4 << 20
 )
+
+// capacityOf asks a journal how many bytes it can hold.
+func capacityOf(jnl *journal.Journal) func() int64 {
+	return func() int64 {
+		_, capacity := jnl.Space()
+		return capacity
+	}
+}
 
 func (g *group) watch(run func(context.Context) error) {
 	if err := run(g.feed.ctx); err != nil && g.feed.ctx.Err() == nil {

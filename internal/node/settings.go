@@ -35,6 +35,10 @@ func (g *group) applySettings() error {
 		snd.SetPull(settings.Transfer == control.TransferPull)
 	}
 	g.pulls.poke()
+	if settings.Mode != control.ModePeriodic {
+		g.dropInterval()
+	}
+	defer g.pokeCopy() // mode and interval: the copy loop reads them anew
 	return g.applySync(settings)
 }
 

@@ -52,6 +52,8 @@ type groupRecord struct {
 	AtOnce bool `json:"at_once"`
 	// Halted: suspended by command, until it is resumed by command.
 	Halted bool `json:"halted,omitempty"`
+	// Overruns counts the intervals of a periodic group that were not finished in time.
+	Overruns int64 `json:"overruns,omitempty"`
 	// Losses counts how often the log has failed: what it had not made durable may be gone.
 	Losses int `json:"losses"`
 	// Inconsistent, at a secondary: the image is between two cuts (a step applied at once has not ended).

@@ -205,25 +205,20 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	st.LagBytes, st.LagSeconds = lag.Bytes, lag.Age.Seconds()
 	st.ChangedBytes = g.sub.ChangedBytes()
 	st.BlockedOn = snd.BlockedOn
-	if snd.State == sender.StateDown && rec.Spec.Group.Transfer == control.TransferPull {
+	switch {
+	case snd.State == sender.StateDown && rec.Spec.Group.Transfer == control.TransferPull:
 		st.BlockedOn = notPulled(snd, st.Peer)
+	case st.State == "paired" && snd.State == sender.StateResync:
+		st.BlockedOn = "" // a periodic group between two steps
 	}
 	st.Late, st.Stopped = g.watched.late, g.watched.stopped
 	if snd.State == sender.StateRefused && snd.Reason == "split-brain" {
 		st.State = "split-brain"
 	}
+	st.Overruns = rec.Overruns
 	sync := g.sub.Sync()
 	if st.State == "suspended" {
-		st.BlockedOn = g.sub.Reason()
-		switch {
-		case g.noReturn != "":
-			st.BlockedOn = g.noReturn
-		case st.BlockedOn == "":
-			st.BlockedOn = "suspended before this node started"
-			if sync.Stale != 0 {
-				st.BlockedOn = fmt.Sprintf("the secondary is stale from record %d on, since before this node started", sync.Stale)
-			}
-		}
+		st.BlockedOn = g.whySuspended(rec, sync)
 	}
 	if st.State == "paired" && sync.On && g.role == control.RolePrimary {
 		state, blocked := syncState(sync)
@@ -244,7 +239,10 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	catchingUp := st.State == "resyncing" && g.sub.State() == volume.SubStreaming // by the journal: there is nothing to copy
 	if p := g.sub.CopyProgress(); p.Total > 0 && st.State != "paired" && st.State != "suspended" && !catchingUp {
 		kind := "initial"
-		if st.State == "resyncing" {
+		switch {
+		case st.State == "resyncing" && rec.periodic():
+			kind = "periodic"
+		case st.State == "resyncing":
 			kind = "resync"
 		}
 		st.Copy = g.copyStatus(kind, p.Done, p.Total)
@@ -257,17 +255,37 @@ func (g *group) vgDrained(durable record.Seq) bool {
 	return ok && durable >= cut
 }
 
+// whySuspended is called under mu.
+func (g *group) whySuspended(rec *groupRecord, sync volume.SyncStatus) string {
+	why := g.sub.Reason()
+	switch {
+	case rec.Halted:
+		return byCommand
+	case g.period.blocked != "":
+		return g.period.blocked
+	case g.noReturn != "":
+		return g.noReturn
+	case why == "" && sync.Stale != 0:
+		return fmt.Sprintf("the secondary is stale from record %d on, since before this node started", sync.Stale)
+	case why == "":
+		return "suspended before this node started"
+	}
+	return why
+}
+
 func (g *group) pairState(rec *groupRecord) (state string, consistent bool) {
 	if len(rec.Members) == 0 || g.sub == nil {
 		return "empty", true
 	}
-	initial := false
-	for _, m := range rec.Members {
-		initial = initial || m.Initial
-	}
+	initial := rec.initial()
 	switch s := g.sub.State(); {
 	case s == volume.SubSuspended && rec.Resume:
 		return "resyncing", !initial
+	case s == volume.SubSuspended && rec.periodic() && !rec.Halted && g.period.blocked == "":
+		if initial {
+			return "initial-copy", false
+		}
+		return "paired", true // between two steps
 	case s == volume.SubSuspended:
 		return "suspended", !initial
 	case s == volume.SubResyncing:

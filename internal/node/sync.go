@@ -72,7 +72,7 @@ func (g *group) askBack() error {
 	if rec == nil || rec.Spec.Group.Mode != control.ModeSync && !g.sub.Lapsed() || rec.Halted || rec.Resume {
 		return nil
 	}
-	if err := g.stepFits(false); err != nil {
+	if err := g.stepFits(); err != nil {
 		return err
 	}
 	atOnce := g.onlyInitial()

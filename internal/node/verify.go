@@ -155,6 +155,23 @@ func (g *group) verifyAll(ctx context.Context, todo []extent) error {
 	return nil
 }
 
+// lacks takes the secondary out of the stream, to come back by a step; under steer, so that nobody takes the wish for one
+// that was fulfilled.
+func (g *group) lacks(different []extent) error {
+	g.steer.Lock()
+	defer g.steer.Unlock()
+	err := g.n.state.update(func(d *durable) error {
+		if r := d.Groups[g.name]; r != nil {
+			r.Resume, r.AtOnce = true, false
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return g.sub.Lacks("a verify has found differences", lacking(different))
+}
+
 // repair marks what differs and has it copied as one step. That it goes on after a death stands on disk before the
 // secondary leaves the stream.
 func (g *group) repair(ctx context.Context, different []extent) error {
@@ -163,10 +180,7 @@ func (g *group) repair(ctx context.Context, different []extent) error {
 		return fmt.Errorf("%d bytes differ, more than %d, a quarter of the journal, that one step may take: remove the pair and add it again",
 			n, capacity/stepShare)
 	}
-	if err := g.setResume(true, false); err != nil {
-		return err
-	}
-	if err := g.sub.Lacks("a verify has found differences", lacking(different)); err != nil {
+	if err := g.lacks(different); err != nil {
 		return err
 	}
 	g.pokeCopy()

@@ -63,6 +63,11 @@ type Config struct {
 	// waits.
 	SyncDelay time.Duration
 	SyncBytes int
+	// Capacity is how many bytes the store can hold; the source is told with each hello. Nil: it is not told.
+	Capacity func() int64
+	// StepPatience is how long a full store is waited for before a step that has not ended counts as too large for it,
+	// default 5 s.
+	StepPatience time.Duration
 	// AckEvery is how often an ack is repeated when nothing changes, default 1 s.
 	AckEvery time.Duration
 }
@@ -92,6 +97,8 @@ type Receiver struct {
 	unsynced  int        // bytes appended since the last sync began
 	hurry     bool       // the next sync is not to be delayed
 	full      bool
+	repeated  int64      // records that came though they were stored
+	stuck     time.Time  // since when an unfinished step has filled the store; zero: it does not
 	mark      record.Seq // the primary's durable mark, as heard in this run
 	lastHeard time.Time
 	err       error
@@ -105,6 +112,9 @@ func Open(cfg Config) (*Receiver, error) {
 	}
 	if cfg.AckEvery == 0 {
 		cfg.AckEvery = time.Second
+	}
+	if cfg.StepPatience == 0 {
+		cfg.StepPatience = 5 * time.Second
 	}
 	if cfg.SyncBytes == 0 {
 		cfg.SyncBytes = defaultSyncBytes
@@ -357,6 +367,7 @@ type Status struct {
 	CopySource               string
 	Owed                     record.Seq // older sources have still to send up to here; at or below Durable: none
 	Connected                []string   // nodes whose streams are up
+	Repeated                 int64      // records that came though they were stored here; not kept
 	LastHeard                time.Time  // of a record or mark, zero: not in this run
 	BlockedOn                string
 	Err                      error
@@ -368,7 +379,8 @@ func (r *Receiver) Status() Status {
 	defer r.mu.Unlock()
 	state := r.state.clone()
 	st := Status{Stored: r.stored, Durable: r.durable, Applied: r.applied, Mark: r.mark, Sources: state.Sources,
-		Permitted: state.Permitted, CopySource: state.CopySource(), LastHeard: r.lastHeard, Err: r.err}
+		Permitted: state.Permitted, CopySource: state.CopySource(), LastHeard: r.lastHeard, Repeated: r.repeated,
+		Err: r.err}
 	if cur, ok := state.current(); ok {
 		st.Owed = state.owed(cur.Epoch)
 	}

@@ -21,6 +21,9 @@ const (
 	ReasonFailed Reason = "failed"
 	// ReasonProtocol: the sender has sent what no sender may. It says hello again.
 	ReasonProtocol Reason = "protocol"
+	// ReasonStep: a step that has not ended fills the log here, and nothing else in it could go. The sender must give
+	// the step up.
+	ReasonStep Reason = "step-too-large"
 	// ReasonReplaced: a newer stream of the same source has taken over.
 	ReasonReplaced Reason = "replaced"
 )

@@ -29,6 +29,8 @@ type answer struct {
 	Table   record.Table `json:"table"`
 	// Compress has those that this side can read.
 	Compress []string `json:"compress,omitempty"`
+
+	Capacity int64 `json:"capacity,omitempty"` // bytes that the log here can hold
 }
 
 // stream is one connection of one source.
@@ -132,8 +134,12 @@ func (r *Receiver) enter(conn *wire.Conn, peer string, h hello) (s *stream, ans 
 	r.streams[s] = struct{}{}
 	r.rebind()
 	a := r.ack(v.last)
-	return s, answer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table(),
-		Compress: readable(h.Compress)}, nil
+	ans = answer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table(),
+		Compress: readable(h.Compress)}
+	if r.cfg.Capacity != nil {
+		ans.Capacity = r.cfg.Capacity()
+	}
+	return s, ans, nil
 }
 
 // readable are the offered methods of compression that this side knows.
@@ -389,6 +395,10 @@ func (r *Receiver) take(ctx context.Context, s *stream, recs []record.Record, ma
 		if wait == 0 {
 			return nil
 		}
+		// What is stored of them may have to be applied, and freed, before there is room for the rest.
+		if err := r.heard(s, mark); err != nil {
+			return err
+		}
 		if err := r.pause(ctx, s, wait); err != nil {
 			return err
 		}
@@ -438,6 +448,7 @@ func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, 
 	}
 	fresh, early, err := s.right.sift(*recs, r.stored)
 	s.waits, s.missing = early, ""
+	r.repeated += int64(len(*recs) - len(fresh))
 	*recs = fresh
 	if err != nil || early {
 		return r.cfg.AckEvery, err
@@ -452,7 +463,7 @@ func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, 
 			n /= 2 // there may be room for some
 		case errors.Is(err, ErrFull):
 			r.full, *recs = true, fresh
-			return fullRetry, nil
+			return fullRetry, r.stepFits()
 		case err != nil:
 			r.failLocked(err)
 			return 0, r.failure()
@@ -462,6 +473,22 @@ func (r *Receiver) store(s *stream, recs *[]record.Record) (wait time.Duration, 
 		}
 	}
 	return 0, nil
+}
+
+// stepFits is asked while the store is full: where all before an unfinished step has been applied, only the step is in the
+// way, and it goes by nothing but its end, for which there will never be room. Under mu.
+func (r *Receiver) stepFits() error {
+	before, ok := r.cfg.Applier.Unfinished()
+	switch {
+	case !ok || r.applied < before:
+		r.stuck = time.Time{}
+	case r.stuck.IsZero():
+		r.stuck = time.Now()
+	case time.Since(r.stuck) >= r.cfg.StepPatience:
+		return refuse(ReasonStep, "the step that began at %d has come to %d and fills the journal here, which must hold it whole",
+			before+1, r.stored)
+	}
+	return nil
 }
 
 // dropUnfinished frees what a step has stored that a new begin gives up: none of it will be applied, and it may fill the
@@ -507,7 +534,7 @@ func (r *Receiver) append(s *stream, recs []record.Record) error {
 		return fmt.Errorf("receiver: store records %d to %d: %w", recs[0].Seq, recs[len(recs)-1].Seq, err)
 	}
 	r.stored = recs[len(recs)-1].Seq
-	r.full = false
+	r.full, r.stuck = false, time.Time{}
 	for i := range recs {
 		r.unsynced += len(recs[i].Data)
 		r.hurry = r.hurry || recs[i].Op == record.OpFence || recs[i].Op == record.OpEnd

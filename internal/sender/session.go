@@ -49,6 +49,7 @@ func (t *session) start(a answer) error {
 	s.mu.Lock()
 	s.window.Restart(has, max(has.Stored, a.Owed))
 	s.status.LastHeard, s.status.Heard, s.status.ReceiversTable = time.Now(), true, a.Table
+	s.status.Capacity = a.Capacity
 	s.drain()
 	s.mu.Unlock()
 	if err := s.tell(has); err != nil {
@@ -264,6 +265,11 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	if last <= s.window.LastSent() {
 		s.mu.Unlock()
 		return nil // another source has sent them meanwhile
+	}
+	for i := range recs {
+		if recs[i].Op == record.OpBegin {
+			s.window.Begun(recs[i].Seq)
+		}
 	}
 	err = s.window.Sent(last, len(recs), bytes, limit)
 	s.mu.Unlock()

@@ -51,6 +51,7 @@ type Status struct {
 	FlightBytes    int
 	StopAt         record.Seq
 	Drained        bool
+	Capacity       int64        // bytes that the receiver's log can hold, as it has said last; 0: it has not
 	ReceiversTable record.Table // as of its last answer or refusal
 }
 
@@ -123,6 +124,7 @@ type answer struct {
 	Table   record.Table `json:"table"`
 
 	Compress []string `json:"compress"`
+	Capacity int64    `json:"capacity,omitempty"` // bytes that the log there can hold
 }
 
 // Refusal is the receiver's reason for not serving the stream.

@@ -17,6 +17,7 @@ type Window struct {
 	MaxRecords, MaxBytes int
 
 	ack     wire.Ack
+	begun   record.Seq // newest begin of a step that was sent; 0: none on this connection
 	sent    record.Seq
 	flight  []flight // batches that are not wholly stored, oldest first
 	records int
@@ -30,7 +31,7 @@ type flight struct {
 
 // Restart begins a connection: the receiver has what it says, and sent is where the stream goes on behind.
 func (w *Window) Restart(has wire.Ack, sent record.Seq) {
-	w.ack, w.sent = has, sent
+	w.ack, w.sent, w.begun = has, sent, 0
 	w.flight, w.records, w.bytes = w.flight[:0], 0, 0
 }
 
@@ -54,10 +55,19 @@ func (w *Window) Sent(last record.Seq, records, bytes int, durable record.Seq) e
 	return nil
 }
 
+// Begun notes that a step's begin is about to be sent.
+func (w *Window) Begun(seq record.Seq) { w.begun = max(w.begun, seq) }
+
+// falls says whether an ack takes durable records back that it may: a receiver that has stored the begin of a step has
+// dropped what it had of one before that has no end.
+func (w *Window) falls(a wire.Ack) bool {
+	return a.Durable < w.ack.Durable && w.ack.Durable < w.begun && w.begun <= a.Stored
+}
+
 // Acked notes what the receiver has. Another source may have sent it records that are in this log too: then the stream
 // goes on behind them.
 func (w *Window) Acked(a wire.Ack, durable record.Seq) error {
-	if a.Stored < w.ack.Stored || a.Durable < w.ack.Durable || a.Applied < w.ack.Applied {
+	if a.Stored < w.ack.Stored || a.Durable < w.ack.Durable && !w.falls(a) || a.Applied < w.ack.Applied {
 		return fmt.Errorf("%w: stored %d, durable %d, applied %d after %d, %d, %d", ErrAck,
 			a.Stored, a.Durable, a.Applied, w.ack.Stored, w.ack.Durable, w.ack.Applied)
 	}

@@ -70,3 +70,31 @@ func TestWindowKeepsItsInvariant(t *testing.T) {
 		})
 	})
 }
+
+// A receiver that drops a step without an end for a new one has less that is durable than it had said. Nothing else may
+// be taken back, and not without the begin.
+func TestWindowAfterADroppedStep(t *testing.T) {
+	w := &Window{MaxRecords: 100, MaxBytes: 1 << 20}
+	ack := func(stored, durable, applied record.Seq) error {
+		return w.Acked(wire.Ack{Stored: stored, Durable: durable, Applied: applied}, 100)
+	}
+	w.Restart(wire.Ack{Stored: 40, Durable: 40, Applied: 20}, 40)
+	w.Begun(51)
+	if err := w.Sent(60, 10, 1000, 100); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{"before the begin": ack(50, 20, 20), "of what was applied": ack(60, 19, 19)} {
+		if !errors.Is(err, ErrAck) {
+			t.Errorf("durable records taken back %s: %v", what, err)
+		}
+	}
+	if err := ack(55, 20, 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := ack(60, 60, 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := ack(60, 52, 20); !errors.Is(err, ErrAck) {
+		t.Errorf("records of the step itself taken back: %v", err)
+	}
+}

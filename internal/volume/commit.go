@@ -274,14 +274,14 @@ func (g *Group) spread(recs []record.Record) {
 	if len(subs) == 0 {
 		return
 	}
-	g.remember(recs)
+	followed := false
 	for _, s := range subs {
-		if s.State() == SubSuspended {
-			for i := range recs {
-				s.mark(&recs[i])
-			}
+		followed = followed || s.State() != SubSuspended
+		if s.State() == SubSuspended || s.resting() {
+			s.markAllOf(recs)
 		}
 	}
+	g.remember(recs, followed)
 }
 
 // segmentOf is a record's effect on its volume; false: it has none.
@@ -316,18 +316,27 @@ func (m *member) insert(r *record.Record) int64 {
 	return m.cache.insert(s)
 }
 
-// remember keeps records in memory for those who follow the log closely.
-func (g *Group) remember(recs []record.Record) {
+// remember keeps records in memory for those who follow the log closely, if there are any.
+func (g *Group) remember(recs []record.Record, followed bool) {
 	g.recentMu.Lock()
 	defer g.recentMu.Unlock()
 	now := time.Since(began)
 	for i := range recs {
 		r := &recs[i]
+		if isHosts(r.Op) {
+			g.hostBytes += uint64(r.Length)
+		}
+		if !followed {
+			continue
+		}
 		g.noteExtent(r, now)
 		if g.mem != nil {
 			continue // it reads from memory itself
 		}
-		if g.recent.n == maxRecent || g.recent.n > 0 && r.Seq != g.recent.next() {
+		switch {
+		case g.recent.n > 0 && r.Seq != g.recent.next(): // nobody followed for a while
+			g.forgetRecent(g.recent.next())
+		case g.recent.n == maxRecent:
 			g.forgetRecent(g.recent.first)
 		}
 		if g.recent.n == 0 {

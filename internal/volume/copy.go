@@ -20,20 +20,40 @@ import (
 type blocks struct {
 	marks Bitmap
 
-	mu        sync.Mutex
-	transit   map[int64]struct{} // numbered, not acknowledged
-	collected map[int64]struct{} // SubResyncing: durable there, as a part of the step
+	mu      sync.Mutex
+	transit map[int64]struct{} // numbered, not acknowledged
+	// collected, inside a step: durable there, as a part of it. These marks stand in the map on disk until the step has
+	// been applied, so all that takes the step back, a restart too, leaves them as changed.
+	collected bitset
 }
 
-func newBlocks(b Bitmap) *blocks {
-	return &blocks{marks: b, transit: map[int64]struct{}{}, collected: map[int64]struct{}{}}
+func newBlocks(b Bitmap) *blocks { return &blocks{marks: b, transit: map[int64]struct{}{}} }
+
+// mark sets n marks from first on. A block that had been collected is changed again.
+func (b *blocks) mark(first, n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n == 1 {
+		b.marks.Set(first)
+	} else {
+		b.marks.SetRange(first, n)
+	}
+	b.collected.clearRange(first, n)
+}
+
+// forgetCollected clears the marks that were collected: the step has been applied.
+func (b *blocks) forgetCollected() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.collected.each(func(bit int64) { b.marks.Clear(bit) })
+	b.collected.reset()
 }
 
 func (b *blocks) forgetUnderWay() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	clear(b.transit)
-	clear(b.collected)
+	b.collected.reset()
 }
 
 // Next, Needs and Left make it a copier.Set: blocks that are marked and not on their way.
@@ -53,8 +73,7 @@ func (b *blocks) free(bit int64) bool {
 	if _, ok := b.transit[bit]; ok {
 		return false
 	}
-	_, ok := b.collected[bit]
-	return !ok
+	return !b.collected.has(bit)
 }
 
 func (b *blocks) Needs(bit int64) bool {
@@ -66,7 +85,7 @@ func (b *blocks) Needs(bit int64) bool {
 func (b *blocks) Left() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return max(0, b.marks.Count()-int64(len(b.transit)+len(b.collected)))
+	return max(0, b.marks.Count()-int64(len(b.transit))-b.collected.n)
 }
 
 // copied is a block that was numbered and is not acknowledged yet.
@@ -204,6 +223,9 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 	if s.State() == SubSuspended {
 		return 0, ErrSuspended
 	}
+	if s.resting() {
+		return 0, fmt.Errorf("%w: subscriber %s comes to rest", ErrRole, s.name)
+	}
 	if s.g.Role() != RoleServing {
 		return 0, fmt.Errorf("%w: group is %s", ErrRole, s.g.Role())
 	}
@@ -283,7 +305,7 @@ func (s *Subscriber) ackCopies() {
 			b.mu.Lock()
 			delete(b.transit, c.bit)
 			if s.State() == SubResyncing {
-				b.collected[c.bit] = struct{}{}
+				b.collected.set(c.bit)
 			} else {
 				b.marks.Clear(c.bit)
 			}
@@ -295,91 +317,6 @@ func (s *Subscriber) ackCopies() {
 		clear(s.copies[:n])
 		s.copies = s.copies[n:]
 	}
-}
-
-// BeginStep puts a suspended subscriber back into the stream: from the record it appends on it gets everything. With
-// atOnce what follows is applied as it comes, at the price of an inconsistent image until the end. A step that is under
-// way is given up, what it has brought is marked again, and another begun, unless its end has been appended already.
-func (s *Subscriber) BeginStep(atOnce bool) (record.Seq, error) {
-	rec := record.Record{Op: record.OpBegin, Time: time.Now().UnixNano()}
-	if atOnce {
-		rec.Flags = record.FlagAtOnce
-	}
-	s.g.mu.Lock()
-	defer s.g.mu.Unlock()
-	if begin, end, ok := s.step(); ok && end != 0 {
-		return begin, nil
-	} else if ok {
-		s.cutOff("the resync begins anew")
-	}
-	if s.State() != SubSuspended {
-		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
-	}
-	// From here on the blob may say that it has all before the begin: what it lacks of that must stand in its maps on
-	// disk, or a kill forgets it.
-	if err := s.flushMaps(); err != nil {
-		return 0, fmt.Errorf("subscriber %s: %w", s.name, err)
-	}
-	return s.g.controlLocked(rec, func(seq record.Seq) {
-		s.mu.Lock()
-		s.begin, s.end, s.acked = seq, 0, seq-1
-		s.mu.Unlock()
-		s.setState(SubResyncing, "resync")
-	})
-}
-
-func (s *Subscriber) step() (begin, end record.Seq, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.begin, s.end, s.State() == SubResyncing
-}
-
-// EndStep ends the step; refused while a mark is left that is not on its way. The subscriber is streaming again once it
-// has applied the end.
-func (s *Subscriber) EndStep(ctx context.Context) (record.Seq, error) {
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
-	_, end, ok := s.step()
-	if !ok {
-		return 0, fmt.Errorf("%w: subscriber %s is %s", ErrRole, s.name, s.State())
-	} else if end != 0 {
-		return end, nil
-	}
-	for n, b := range s.volumes() {
-		if left := b.Left(); left > 0 {
-			return 0, fmt.Errorf("%w: volume %d has %d marked blocks left", ErrBusy, n, left)
-		}
-	}
-	return s.g.appendControl(record.Record{Op: record.OpEnd}, func(seq record.Seq) {
-		s.mu.Lock()
-		s.end = seq
-		s.mu.Unlock()
-	})
-}
-
-// finishStep: the subscriber has applied the whole step, so what was collected is not lacking any more.
-func (s *Subscriber) finishStep() {
-	s.g.mu.Lock()
-	defer s.g.mu.Unlock()
-	if s.State() != SubResyncing {
-		return
-	}
-	for _, b := range s.volumes() {
-		b.mu.Lock()
-		for bit := range b.collected {
-			b.marks.Clear(bit)
-		}
-		clear(b.collected)
-		b.mu.Unlock()
-	}
-	s.setState(SubStreaming, "step applied")
-	// Durable at once: a restart must not take it for suspended and mark and send all of it again.
-	if err := s.flushMaps(); err != nil {
-		_ = s.g.fail(fmt.Errorf("changed map of %s: %w", s.name, err))
-		return
-	}
-	_ = s.g.saveMeta(func(*meta) {}) // fails the group by itself
 }
 
 // MarkData marks all data of a volume for an initial copy. Its holes are told to the subscriber by trim records, so
@@ -448,6 +385,7 @@ func (s *Subscriber) RunCopy(ctx context.Context, opt CopyOptions) error {
 	s.mu.Lock()
 	s.copyTotal = s.ChangedBytes()
 	s.mu.Unlock()
+	defer s.keepFlushed(ctx, cancel)()
 	for {
 		for _, n := range sortedKeys(s.volumes()) {
 			if err := s.copyVolume(ctx, cancel, n, opt, flags); err != nil {
@@ -457,6 +395,39 @@ func (s *Subscriber) RunCopy(ctx context.Context, opt CopyOptions) error {
 		if left, err := s.awaitCopies(ctx); err != nil || !left {
 			return err
 		}
+	}
+}
+
+// copyFlush is how often the maps are made durable while marks are cleared by a copy: what a killed process copies again.
+const copyFlush = time.Second
+
+// keepFlushed makes the maps durable now and then, until the result is called. A mark that was cleared may be forgotten
+// at any time: its block is durable at the subscriber.
+func (s *Subscriber) keepFlushed(ctx context.Context, cancel context.CancelCauseFunc) (stop func()) {
+	ctx, end := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(copyFlush)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if s.State() == SubResyncing {
+				continue // nothing is cleared before the end
+			}
+			if err := s.flushMaps(); err != nil {
+				cancel(s.g.fail(fmt.Errorf("changed map of %s: %w", s.name, err)))
+				return
+			}
+		}
+	}()
+	return func() {
+		end()
+		<-done
 	}
 }
 
@@ -515,7 +486,7 @@ func (s *Subscriber) CopyProgress() CopyProgress {
 	left := int64(0)
 	for _, b := range s.volumes() {
 		b.mu.Lock()
-		left += max(0, b.marks.Count()-int64(len(b.collected))) * s.cfg.BlockSize
+		left += max(0, b.marks.Count()-b.collected.n) * s.cfg.BlockSize
 		b.mu.Unlock()
 	}
 	s.mu.Lock()

@@ -124,7 +124,8 @@ type Group struct {
 	recent      seqRing[record.Record]
 	recentBytes int64
 	extents     seqRing[extentRef]
-	totalBytes  uint64
+	totalBytes  uint64 // of all records, since the group was opened
+	hostBytes   uint64 // of those that hosts have written
 
 	metaStore
 	syncer

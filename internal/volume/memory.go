@@ -122,7 +122,7 @@ func (s *Subscriber) collect(e *extentRef) {
 	last := min((e.off+int64(e.length)-1)/s.cfg.BlockSize, b.marks.Bits()-1)
 	for bit := e.off / s.cfg.BlockSize; bit <= last; bit++ {
 		if b.marks.Set(bit) { // one that is marked already is still to be copied, or collected
-			b.collected[bit] = struct{}{}
+			b.collected.set(bit)
 		}
 	}
 }

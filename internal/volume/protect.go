@@ -329,7 +329,7 @@ func (s *Subscriber) decide(link bool) (action guardAction, changed bool, why st
 	oldest := s.oldestWait()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	f := guardFacts{now: time.Since(began), serving: g.Role() == RoleServing, stream: s.State() == SubStreaming, link: link,
+	f := guardFacts{now: time.Since(began), serving: g.Role() == RoleServing, stream: s.State() == SubStreaming && !s.resting(), link: link,
 		stored: record.Seq(s.ackStored.Load()), durable: record.Seq(s.ackDurable.Load()), tip: g.Tip(), oldest: oldest}
 	f.lacks = g.bytesAbove(f.stored)
 	s.guardMu.Lock()

@@ -76,9 +76,11 @@ type Subscriber struct {
 	stored  record.Seq
 	durable record.Seq
 	applied record.Seq
-	acked   record.Seq // what Retain counts; holds the log back
-	begin   record.Seq // SubResyncing: of the step
-	end     record.Seq // SubResyncing: of the step, once appended
+	acked   record.Seq    // what Retain counts; holds the log back
+	begin   record.Seq    // SubResyncing: of the step
+	end     record.Seq    // of the step, or of the stream that comes to rest, once appended
+	ended   record.Seq    // the newest end that the subscriber has applied
+	restAt  atomic.Uint64 // the end at which it leaves the stream, 0: it does not; what comes behind marks
 
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
@@ -86,6 +88,9 @@ type Subscriber struct {
 	lapsed    bool  // SubSuspended only because the log has lost its records at a restart
 	cutting   bool  // marks are being set for all that is not acknowledged: acknowledgements clear none any more
 	copyTotal int64 // marks when the copy began
+
+	lacks    lack // since when, and of how much, the image there has not been told by the stream alone
+	lacksNew lack // resting: of what comes behind the end
 
 	events  []SubscriberEvent
 	telling bool
@@ -173,6 +178,9 @@ func (s *Subscriber) start() {
 	s.ackStored.Store(uint64(s.stored))
 	s.ackDurable.Store(uint64(s.durable))
 	s.state.Store(uint32(state))
+	if state == SubSuspended {
+		s.lacks = lack{known: true, since: time.Since(began), marks: true}
+	}
 	s.startGuard(known, !ok && trimmed > 0)
 }
 
@@ -259,12 +267,17 @@ func (s *Subscriber) Name() string           { return s.name }
 func (s *Subscriber) State() SubscriberState { return SubscriberState(s.state.Load()) }
 func (s *Subscriber) Table() record.Table    { return s.g.log.Table() }
 
-// Durable is how far records may be sent: in synchronous mode all that is in the log, else what is durable.
+// Durable is how far records may be sent: in synchronous mode all that is in the log, else what is durable; and not beyond
+// the record that the subscriber is to rest at.
 func (s *Subscriber) Durable() record.Seq {
+	upTo := s.g.Durable()
 	if s.ahead.Load() {
-		return s.g.Tip()
+		upTo = s.g.Tip()
 	}
-	return s.g.Durable()
+	if rest := record.Seq(s.restAt.Load()); rest != 0 {
+		upTo = min(upTo, rest)
+	}
+	return upTo
 }
 
 // Cursor is what the subscriber has acknowledged.
@@ -382,7 +395,7 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 	if s.g.mem != nil && s.State() == SubResyncing {
 		s.acked = max(s.acked, s.collectStep())
 	}
-	stepDone := s.State() == SubResyncing && s.end != 0 && s.applied >= s.end
+	stepDone := s.stepDone()
 	s.changed.Broadcast()
 	acked := s.acked
 	s.mu.Unlock()
@@ -517,8 +530,12 @@ func (s *Subscriber) Lost(reason string) error {
 // cutOff suspends under the commit mutex. First the marks of all that is not acknowledged, then the state: whoever sees
 // the state, and frees records by it, flushes the maps with these marks before (I7).
 func (s *Subscriber) cutOff(reason string) {
+	was := s.Lag()
 	s.mu.Lock()
 	s.cutting = true
+	if !s.lacks.known {
+		s.lacks = s.g.lacking(was)
+	}
 	s.mu.Unlock()
 	if err := s.markRange(s.unackedFrom(), s.g.Tip()); err != nil {
 		// Without a list of what it lacks it lacks everything.
@@ -541,6 +558,7 @@ func (s *Subscriber) setState(state SubscriberState, reason string) {
 	s.mu.Lock()
 	s.state.Store(uint32(state))
 	s.cutting, s.lapsed, s.reason = false, false, reason
+	s.restAt.Store(0)
 	if state == SubSuspended {
 		s.copies, s.copyBytes, s.begin, s.end = nil, 0, 0, 0
 		for _, b := range s.volumes() {
@@ -621,6 +639,18 @@ func (g *Group) eachListed(from, upTo record.Seq, fn func(*extentRef)) (record.S
 	return from, true
 }
 
+// markAllOf marks what records touch that the subscriber will not get one by one, under Group.mu.
+func (s *Subscriber) markAllOf(recs []record.Record) {
+	missed := false
+	for i := range recs {
+		s.mark(&recs[i])
+		missed = missed || isHosts(recs[i].Op)
+	}
+	if missed {
+		s.miss()
+	}
+}
+
 func (s *Subscriber) mark(r *record.Record) {
 	s.markExtent(r.Op, r.Volume, int64(r.Offset), int64(r.Length))
 }
@@ -637,10 +667,8 @@ func (s *Subscriber) markExtent(op record.Op, n record.VolumeNumber, off, length
 	}
 	first := off / s.cfg.BlockSize
 	last := min((off+length-1)/s.cfg.BlockSize, b.marks.Bits()-1)
-	if first == last {
-		b.marks.Set(first)
-	} else if first < last {
-		b.marks.SetRange(first, last-first+1)
+	if first <= last {
+		b.mark(first, last-first+1)
 	}
 }
 
@@ -658,7 +686,7 @@ func (s *Subscriber) markDoubt() {
 
 func (s *Subscriber) markAll() {
 	for _, b := range s.volumes() {
-		b.marks.SetRange(0, b.marks.Bits())
+		b.mark(0, b.marks.Bits())
 	}
 }
 
@@ -668,7 +696,7 @@ func (s *Subscriber) MarkAll(n record.VolumeNumber) error {
 	if b == nil {
 		return fmt.Errorf("%w: %d at subscriber %s", ErrUnknownVolume, n, s.name)
 	}
-	b.marks.SetRange(0, b.marks.Bits())
+	b.mark(0, b.marks.Bits())
 	return b.marks.Flush()
 }
 
@@ -680,34 +708,6 @@ func (s *Subscriber) flushMaps() error {
 		}
 	}
 	return nil
-}
-
-// Lag is how far the subscriber is behind.
-type Lag struct {
-	Writes int64
-	Bytes  int64
-	Age    time.Duration // of the oldest record that it has not applied, by this process's own clock
-}
-
-// Lag of a subscriber in the stream.
-func (s *Subscriber) Lag() Lag {
-	_, _, applied := s.Cursor()
-	tip := s.g.Tip()
-	if applied >= tip {
-		return Lag{}
-	}
-	s.g.recentMu.Lock()
-	defer s.g.recentMu.Unlock()
-	q := &s.g.extents
-	if q.n == 0 {
-		return Lag{Writes: int64(tip - applied)}
-	}
-	oldest := q.at(max(applied+1, q.first))
-	return Lag{
-		Writes: int64(tip - applied),
-		Bytes:  int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length),
-		Age:    time.Since(began) - oldest.at,
-	}
 }
 
 // Waiting is how many bytes the records above after touch. Of records so far behind that memory has no list of them any

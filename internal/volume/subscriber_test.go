@@ -89,6 +89,17 @@ func (m *mirror) take(recs []record.Record) error {
 			}
 		}
 	}
+	for i := range recs {
+		if recs[i].Op != record.OpBegin {
+			continue
+		}
+		if i > 0 {
+			recs = recs[:i] // the rest is read again
+		} else if err := m.dropUnfinished(); err != nil {
+			return err
+		}
+		break
+	}
 	if err := m.jnl.AppendAfterGap(recs); errors.Is(err, ErrFull) {
 		return m.g.Checkpoint(context.Background()) // read again
 	} else if err != nil {
@@ -101,6 +112,19 @@ func (m *mirror) take(recs []record.Record) error {
 		return err
 	}
 	return m.applyStored()
+}
+
+// dropUnfinished takes a step out of the log that has no end: another begins.
+func (m *mirror) dropUnfinished() error {
+	applied := m.g.Applied()
+	if m.jnl.Cursors().Appended == applied {
+		return nil
+	}
+	recs, err := m.jnl.Read(applied+1, 1<<12, 64<<20)
+	if err != nil || recs[0].Op != record.OpBegin {
+		return err
+	}
+	return m.jnl.Cut(applied)
 }
 
 // applyStored applies what may be: everything outside a step, a step once its end is stored.

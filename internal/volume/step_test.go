@@ -1,0 +1,350 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+// pumping runs the mirror's stream until the result is called.
+func (m *mirror) pumping() (stop func()) {
+	ctx, cancel := context.WithCancel(m.t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			c := m.jnl.Cursors() // a hello
+			if err := m.sub.Acked(min(c.Appended, m.sub.Durable()), min(c.Durable, m.sub.Durable()), m.g.Applied()); err != nil {
+				ended <- err
+				return
+			}
+			if err := m.pump(ctx); ctx.Err() == nil && !errors.Is(err, ErrSuspended) {
+				ended <- err
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	return func() { // again: nothing
+		m.t.Helper()
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, ErrFailed) {
+			m.t.Fatal("stream:", err)
+		}
+	}
+}
+
+func equal(a, b [][]byte) bool { return slices.EqualFunc(a, b, bytes.Equal) }
+
+// lose takes the primary's process or power away and brings it back.
+func (m *mirror) lose(rng *rand.Rand, p *site) {
+	m.t.Helper()
+	if rng.IntN(2) == 0 {
+		for i := range m.maps {
+			m.maps[i] = m.maps[i].Crash()
+		}
+		p.crash()
+	} else {
+		for i := range m.maps {
+			m.maps[i] = m.maps[i].Kill()
+		}
+		p.kill()
+	}
+	p.open()
+	m.subscribe(p)
+}
+
+// TestIntervalsAreCuts: step after step, at rest in between, under load and with deaths of either side anywhere. The
+// follower's image is at every moment exactly that of the last step that it has whole, and no mark is ever lost.
+func TestIntervalsAreCuts(t *testing.T) {
+	rng, seed := seeded(t)
+	p, m := newPair(t, seed, 8<<20)
+	h := &history{}
+	rounds := 40
+	if testing.Short() {
+		rounds = 12
+	}
+	cut := images(t, m.site)
+	for i := range rounds {
+		var next [][]byte // the image at the end, once that is appended
+		check := func(when string) {
+			t.Helper()
+			now := images(t, m.site)
+			if next != nil && equal(now, next) {
+				cut = next
+			}
+			if !equal(now, cut) {
+				t.Fatalf("round %d, %s: the follower at %d is no cut", i, when, m.g.Applied())
+			}
+		}
+		// death may take one of the sides away; true: the primary, with the step.
+		death := func(when string, stop func()) bool {
+			switch rng.IntN(16) {
+			case 0:
+				stop()
+				m.lose(rng, p)
+				check(when + ", primary lost")
+				return true
+			case 1:
+				stop()
+				if rng.IntN(2) == 0 {
+					m.crash()
+				} else {
+					m.kill()
+				}
+				m.open()
+				check(when + ", follower lost")
+				if err := m.applyStored(); err != nil {
+					t.Fatal(err)
+				}
+				check(when + ", follower replayed")
+			}
+			return false
+		}
+		if m.sub.State() == SubSuspended {
+			if _, err := load(rng, p, h, 20); err != nil {
+				t.Fatal(err)
+			}
+			check("between two steps")
+			if death("between two steps", func() {}) && m.sub.State() != SubSuspended {
+				t.Fatalf("after a restart the subscriber is %s", m.sub.State())
+			}
+			if _, err := m.sub.BeginStep(false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		streamed := m.sub.State() == SubStreaming // the first one: all came one by one
+		stop := m.pumping()
+		if _, err := load(rng, p, h, 20); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.sub.RunCopy(t.Context(), CopyOptions{Parallel: 2}); err != nil {
+			t.Fatal(err)
+		}
+		if !streamed {
+			check("inside the step")
+			if death("inside the step", stop) {
+				continue
+			}
+			stop()
+			stop = m.pumping()
+		}
+		if err := flush(p.vols[0]); err != nil {
+			t.Fatal(err)
+		}
+		at := images(t, p)
+		end, err := m.sub.Rest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.g.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := m.sub.Rest(t.Context()); err != nil || again != end {
+			t.Fatalf("asked again: %d, %v", again, err)
+		}
+		next = at
+		if _, err := load(rng, p, h, 10); err != nil { // marks, and is not sent
+			t.Fatal(err)
+		}
+		if !streamed && death("behind the end", stop) {
+			continue
+		}
+		stop()
+		stop = m.pumping()
+		if err := m.sub.AwaitEnd(t.Context(), end); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		check("at rest")
+		if !equal(cut, at) {
+			t.Fatalf("round %d: at rest the follower is not what the primary was at %d", i, end)
+		}
+		if lag := m.sub.Lag(); lag.Writes != int64(p.g.Appended()-end) || lag.Writes > 0 && (lag.Bytes <= 0 || lag.Age <= 0) {
+			t.Fatalf("round %d: lag %+v behind the end %d, appended %d", i, lag, end, p.g.Appended())
+		}
+	}
+	stop := m.pumping()
+	if m.sub.State() == SubSuspended {
+		if _, err := m.sub.BeginStep(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.sub.RunCopy(t.Context(), CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	end, err := m.sub.EndStep(t.Context()) // and goes on with the stream
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.sub.AwaitEnd(t.Context(), end); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if m.sub.ChangedBytes() != 0 || m.sub.State() != SubStreaming {
+		t.Fatalf("%s with %d bytes marked", m.sub.State(), m.sub.ChangedBytes())
+	}
+	finish(t, p, m)
+	p.close()
+	m.close()
+}
+
+// A subscriber at rest keeps nothing in the log, and what is written behind the end is marked once, whatever was
+// collected in the step.
+func TestRestHoldsNothingBack(t *testing.T) {
+	_, seed := seeded(t)
+	p, m := newPair(t, seed, 4<<20)
+	stop := m.pumping()
+	rest := func() {
+		t.Helper()
+		if err := p.g.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		end, err := m.sub.Rest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := write(p.vols[0], 0, stamp(7, 4096), 0); err != nil { // behind the end, before that is applied
+			t.Fatal(err)
+		}
+		if err := p.g.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.sub.AwaitEnd(t.Context(), end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rest()
+	for range 2 {
+		if _, err := m.sub.BeginStep(false); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.sub.RunCopy(t.Context(), CopyOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		rest()
+		if n := m.sub.ChangedBytes(); n != markSize {
+			t.Fatalf("%d bytes are marked, one block of %d was written behind the end", n, markSize)
+		}
+	}
+	_, capacity := p.jnl.Space()
+	for n := int64(0); n < 10*capacity; n += 64 << 10 {
+		if err := write(p.vols[0], n%(4*markSize), stamp(int(n), 64<<10), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := m.sub.ChangedBytes(); m.sub.State() != SubSuspended || n > 16*markSize {
+		t.Fatalf("%s, %d bytes marked", m.sub.State(), n)
+	}
+	if lag := m.sub.Lag(); lag.Bytes < 10*capacity {
+		t.Fatalf("lag %+v after %d bytes", lag, 10*capacity)
+	}
+	if p.g.recent.n > 0 || p.g.extents.n > 0 {
+		t.Fatalf("%d records and %d extents are kept for nobody", p.g.recent.n, p.g.extents.n)
+	}
+	stop()
+	p.close()
+	m.close()
+}
+
+// The log fills while the end of a step is on its way: the step is dropped, its blocks are marked again.
+func TestFullLogBehindTheEnd(t *testing.T) {
+	rng, seed := seeded(t)
+	p, m := newPair(t, seed, 2<<20)
+	if err := m.sub.Suspend("by command"); err != nil {
+		t.Fatal(err)
+	}
+	h := &history{}
+	if _, err := load(rng, p, h, 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.g.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	changed := m.sub.ChangedBytes()
+	if _, err := m.sub.BeginStep(false); err != nil {
+		t.Fatal(err)
+	}
+	stop := m.pumping()
+	if err := m.sub.RunCopy(t.Context(), CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	end, err := m.sub.Rest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; m.sub.State() != SubSuspended; n++ {
+		if err := write(p.vols[0], 0, stamp(n, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		if n > 2000 {
+			t.Fatal("the log never filled up")
+		}
+	}
+	if err := m.sub.AwaitEnd(t.Context(), end); !errors.Is(err, ErrSuspended) {
+		t.Fatal(err)
+	}
+	if m.sub.ChangedBytes() < changed {
+		t.Fatalf("%d bytes marked, the dropped step had %d", m.sub.ChangedBytes(), changed)
+	}
+	if _, err := m.sub.BeginStep(false); err != nil {
+		t.Fatal(err)
+	}
+	stop = m.pumping()
+	if err := m.sub.RunCopy(t.Context(), CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if end, err = m.sub.EndStep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.g.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.sub.AwaitEnd(t.Context(), end); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	finish(t, p, m)
+	p.close()
+	m.close()
+}
+
+func TestBitset(t *testing.T) {
+	rng, _ := seeded(t)
+	var s bitset
+	want := map[int64]bool{}
+	for range 5000 {
+		i := rng.Int64N(4 * bitsetPage)
+		switch rng.IntN(4) {
+		case 0:
+			s.clear(i)
+			delete(want, i)
+		case 1:
+			n := rng.Int64N(300)
+			s.clearRange(i, n)
+			for j := i; j < i+n; j++ {
+				delete(want, j)
+			}
+		default:
+			s.set(i)
+			want[i] = true
+		}
+		if s.n != int64(len(want)) || s.has(i) != want[i] {
+			t.Fatalf("%d members, want %d", s.n, len(want))
+		}
+	}
+	s.each(func(i int64) {
+		if !want[i] {
+			t.Fatalf("%d is no member", i)
+		}
+		delete(want, i)
+	})
+	if len(want) > 0 {
+		t.Fatalf("%d members were not listed", len(want))
+	}
+}
