@@ -109,15 +109,15 @@ func (a *app) root() *cobra.Command {
 	f.DurationVar(&a.timeout, "timeout", 0, "give up waiting after this (exit 5; what was begun goes on)")
 	f.BoolVar(&a.dryRun, "dry-run", false, "print what would be done (exit 4 if it would be refused)")
 	f.BoolVar(&a.yes, "yes", false, "do not ask before data is destroyed")
-	f.StringVar(&a.socket, "socket", "", "talk to a node's own control.sock")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	f.StringVar(&a.socket, "socket", "", "a node's own DATA-DIR/control.sock, for group show and migrate show with no manager")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		switch a.output {
 		case "table", "wide", "json", "yaml", "name":
 		default:
 			return control.Errorf(control.KindUsage, "--output %q: it is table, wide, json, yaml or name", a.output)
 		}
-		if a.socket != "" {
-			return control.NotBuilt("--socket")
+		if path := cmd.CommandPath(); a.socket != "" && path != "gantline group show" && path != "gantline migrate show" {
+			return control.Errorf(control.KindUsage, "--socket goes with `group show` and `migrate show`; all else is the manager's")
 		}
 		return nil
 	}
@@ -147,6 +147,10 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 // api is the client of the manager named by flag, variable or default.
 func (a *app) api() (*client.Client, error) {
 	if a.client != nil {
+		return a.client, nil
+	}
+	if a.socket != "" {
+		a.client = client.NewSocket(a.socket)
 		return a.client, nil
 	}
 	url := a.manager

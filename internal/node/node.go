@@ -246,6 +246,9 @@ func (n *Node) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := n.serveOwn(ctx, eg); err != nil {
+		return err
+	}
 	httpAddr, err := n.serveHTTP(ctx, eg)
 	if err != nil {
 		return err

@@ -2,6 +2,8 @@ package processes
 
 import (
 	"math/rand/v2"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +75,12 @@ func TestManagerAway(t *testing.T) {
 	s.Manager.Stop()
 	if r := s.CLI("group", "show", "db"); r.Code != 5 {
 		t.Errorf("with the manager away: %v, wanted exit 5", r)
+	}
+	for _, node := range []*site.Process{s.A, s.C} { // nodes answer for themselves
+		r := s.CLI("--socket", filepath.Join(node.Dir, "control.sock"), "group", "show", "db", "-o", "json")
+		if r.Code != 0 || !strings.Contains(r.Out, `"primary": "a"`) || !strings.Contains(r.Out, `"link": "up"`) {
+			t.Errorf("own socket of %s: %v", node.Name, r)
+		}
 	}
 	for _, p := range []*site.Process{s.G, s.A, s.C, s.B} {
 		writes := load.Stats().Writes

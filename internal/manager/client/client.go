@@ -58,6 +58,14 @@ func New(urls ...string) (*Client, error) {
 	return &Client{http: &http.Client{Transport: transport}, urls: urls}, nil
 }
 
+// NewSocket makes a client for a node's own control socket, which answers in the manager's addresses.
+func NewSocket(path string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", path)
+	}
+	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, IdleConnTimeout: time.Minute}}, urls: []string{"http://node"}}
+}
+
 // Close lets go of idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
