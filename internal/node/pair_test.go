@@ -135,3 +135,29 @@ func (r *rig) removePair(number uint16) {
 		r.call("c", control.CallPairRemove, ref, &done)
 	}
 }
+
+// TestDeadInsideRemoval: the process dies after the log's blob says that the volume has left, and before its own record
+// does. The group opens without it, and the volume is a lone one.
+func TestDeadInsideRemoval(t *testing.T) {
+	r := newRig(t, "c")
+	n, stop := startHandle(t, r, "a")
+	g := r.group(2, 1<<20)
+	if err := n.group("g").vg.Remove(t.Context(), 2, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	r.start("a")
+	defer r.stop("a")
+	r.waitFor("paired", func() bool { return r.status("a").State == "paired" && r.status("a").LinkUp })
+	writeTo(t, r.nbd("a", "v2"), 0, 4096, 1)
+	writeTo(t, r.nbd("a", "v1"), 0, 4096, 2)
+	r.removePair(2) // as the manager repeats it
+	writeTo(t, r.nbd("c", "v2"), 0, 4096, 3)
+	g.Pairs = g.Pairs[:1]
+	g.Revision++
+	r.configure(g)
+	r.waitFor("in step", func() bool { s := r.status("a"); return s.Applied == s.Appended })
+	if st := r.verify(false); st.State != control.VerifyDone || len(st.Different) > 0 || st.ComparedBytes != 1<<20 {
+		t.Errorf("%+v", st)
+	}
+}
