@@ -55,9 +55,9 @@ func (s *Site) Pair(name string, n int, size int64, journal string, flags ...str
 }
 
 // PairOnQueue is Pair with a primary whose log is in memory.
-func (s *Site) PairOnQueue(name string, n int, size int64, journal string) *Made {
+func (s *Site) PairOnQueue(name string, n int, size int64, journal string, flags ...string) *Made {
 	s.T.Helper()
-	return s.pair(name, n, size, journal, "--log", "queue")
+	return s.pair(name, n, size, journal, append(flags, "--log", "queue")...)
 }
 
 func (s *Site) pair(name string, n int, size int64, journal string, flags ...string) *Made {
