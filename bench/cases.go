@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -43,7 +44,7 @@ func cases() []testCase {
 		{name: "lag", about: "how long the secondary lags after 80 % of the highest load", run: lagCase},
 		{name: "memory", about: "what a node uses under full load, with the link up and dead", run: memoryCase},
 	}
-	return append(list, moveCases()...)
+	return append(append(list, copyCases()...), moveCases()...)
 }
 
 // side is one of the things compared.
@@ -58,7 +59,7 @@ const (
 	plainDirect     side = "node alone"
 )
 
-func (s side) isPeer() bool { return s == nbdkit || s == qemuNbd }
+func (s side) isPeer() bool { return s == nbdkit || s == qemuNbd || s == mirroring }
 
 // goal asks that ours reaches so much of the other's rate; 0: the ratio is only printed.
 type goal struct {
@@ -120,7 +121,8 @@ type bench struct {
 	volumes    bool // the deployment has the volumes of the cases with fio
 	peers      map[side]endpoint
 	processes  []*process
-	moves      int // volumes made for moves so far
+	extra      map[string]bool // volumes made for one case
+	moves      int             // volumes made for moves so far
 }
 
 func (b *bench) close() error {
@@ -203,6 +205,11 @@ func (b *bench) rest(ctx context.Context, next side) error {
 			return err
 		}
 	}
+	for name := range b.extra {
+		if _, err := b.deployment.waitLag(ctx, groupOf(name), 5*time.Minute); err != nil {
+			return err
+		}
+	}
 	return settle(b.dir)
 }
 
@@ -210,6 +217,12 @@ func (b *bench) rest(ctx context.Context, next side) error {
 func (b *bench) endpoint(ctx context.Context, s side) (endpoint, error) {
 	if s.isPeer() {
 		return b.peer(ctx, s)
+	}
+	switch s {
+	case synced:
+		return b.copiedAs(ctx, "synced", "--mode sync")
+	case packed:
+		return b.copiedAs(ctx, "packed", "--compress s2")
 	}
 	if err := b.fioVolumes(ctx); err != nil {
 		return endpoint{}, err
@@ -231,6 +244,13 @@ func (b *bench) peer(ctx context.Context, s side) (endpoint, error) {
 	if e, ok := b.peers[s]; ok {
 		return e, nil
 	}
+	if s == mirroring {
+		e, err := b.mirrored(ctx)
+		if err == nil {
+			b.peers[s] = e
+		}
+		return e, err
+	}
 	file, starter := filepath.Join(b.dir, "nbdkit.raw"), startNbdkit
 	if s == qemuNbd {
 		file, starter = filepath.Join(b.dir, "qemu-nbd.raw"), startQemuNbd
@@ -244,9 +264,6 @@ func (b *bench) peer(ctx context.Context, s side) (endpoint, error) {
 	}
 	if err != nil {
 		return e, err
-	}
-	if b.peers == nil {
-		b.peers = map[side]endpoint{}
 	}
 	b.peers[s] = e
 	return e, nil
@@ -305,13 +322,13 @@ func (b *bench) volume(ctx context.Context, node, name string, size int64) error
 
 // pair makes a volume on node a, an empty one on node c, and a group of the same name that copies. It returns when the
 // initial copy is complete.
-func (b *bench) pair(ctx context.Context, name string, size int64) error {
+func (b *bench) pair(ctx context.Context, name string, size int64, flags ...string) error {
 	if err := b.volume(ctx, nodeA, name, size); err != nil {
 		return err
 	}
 	return b.deployment.commands(ctx,
 		fmt.Sprintf("volume create %s/%s --size %d", nodeC, name, size),
-		fmt.Sprintf("group create %s --primary %s --secondary %s", groupOf(name), nodeA, nodeC),
+		fmt.Sprintf("group create %s --primary %s --secondary %s %s", groupOf(name), nodeA, nodeC, strings.Join(flags, " ")),
 		fmt.Sprintf("pair add %[1]s %[3]s/%[2]s %[4]s/%[2]s", groupOf(name), name, nodeA, nodeC))
 }
 

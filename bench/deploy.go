@@ -157,6 +157,7 @@ type group struct {
 	Lag   struct {
 		Writes *int64 `json:"writes"`
 	} `json:"lag"`
+	WANBytesSent *int64 `json:"wan_bytes_sent"`
 }
 
 // maxAnswer bounds an answer of the manager.
@@ -183,6 +184,18 @@ func (d *deployment) get(ctx context.Context, path string, into any) error {
 		return fmt.Errorf("GET %s: %s: %s", path, response.Status, tail(string(body)))
 	}
 	return json.Unmarshal(body, into)
+}
+
+// wanBytes are those that a group has sent to its secondary since it was made.
+func (d *deployment) wanBytes(ctx context.Context, name string) (int64, error) {
+	var g group
+	if err := d.get(ctx, "/v1/groups/"+name, &g); err != nil {
+		return 0, err
+	}
+	if g.WANBytesSent == nil {
+		return 0, fmt.Errorf("group %s: bytes sent are not known", name)
+	}
+	return *g.WANBytesSent, nil
 }
 
 // waitLag waits until the secondary has applied all, and tells how long that took.

@@ -125,7 +125,7 @@ func measure(ctx context.Context, o options) (ok bool, err error) {
 	if len(o.dir) > 60 {
 		return false, fmt.Errorf("%s is too long for the unix sockets below it: choose a shorter -dir", o.dir)
 	}
-	b := &bench{options: o, table: newTable(os.Stdout)}
+	b := &bench{options: o, table: newTable(os.Stdout), peers: map[side]endpoint{}, extra: map[string]bool{}}
 	defer func() {
 		err = errors.Join(err, b.close())
 		if o.keep {
