@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -96,18 +97,22 @@ func catchUp(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	far, ready, err := d.serve(ctx, "node", "far", "--site", "remote", "--listen", "127.0.0.1:0", "--advertise", line.address(),
+	port, err := freePort() // the line must lead there before the manager looks for the new node at its end
+	if err != nil {
+		return err
+	}
+	line.lead(port)
+	far, _, err := d.serve(ctx, "node", "far", "--site", "remote", "--listen", port, "--advertise", line.address(),
 		"--nbd-unix", d.socket("far"), "--memory", nodeMemory)
 	if err != nil {
 		return err
 	}
 	defer far.stop()
-	line.lead(ready["listen"])
-	const name = "caught"
-	if err := b.volume(ctx, nodeA, name, b.size); err != nil {
+	const name, size = "caught", 256 << 20
+	if err := b.volume(ctx, nodeA, name, size); err != nil {
 		return err
 	}
-	if err := d.commands(ctx, fmt.Sprintf("volume create far/%s --size %d", name, b.size),
+	if err := d.commands(ctx, fmt.Sprintf("volume create far/%s --size %d", name, size),
 		fmt.Sprintf("group create %s --primary %s --secondary far", groupOf(name), nodeA),
 		fmt.Sprintf("pair add %[1]s a/%[2]s far/%[2]s", groupOf(name), name),
 		fmt.Sprintf("vvol create %[1]s --volume a/%[1]s", name)); err != nil {
@@ -125,6 +130,15 @@ func catchUp(ctx context.Context, b *bench) error {
 	b.table.atLeast("catch-up after an outage", "MB/s", median(rates), carries/1e6, "the line alone", 0.7)
 	b.table.below("host's p99 while it catches up, times that of before", "", median(ratios), 2)
 	return nil
+}
+
+// freePort is an address on loopback that nobody listens at just now.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
 }
 
 // outage cuts the line until a backlog of several seconds has come together. rate is in bytes a second over the line.
@@ -148,7 +162,7 @@ func (b *bench) outage(ctx context.Context, line *link, name string) (rate float
 		return rate, before, during, err
 	}
 	line.set(true)
-	if _, err = runFio(ctx, e, fioJob{rw: "write", block: 128 << 10, depth: 4, rate: 800}, b.size, 3*time.Second, 1); err != nil {
+	if _, err = runFio(ctx, e, fioJob{rw: "write", block: 128 << 10, depth: 4, rate: 800}, 256<<20, 3*time.Second, 1); err != nil {
 		return rate, before, during, err
 	}
 	was, err := d.wanBytes(ctx, groupOf(name))
