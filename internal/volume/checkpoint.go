@@ -199,8 +199,13 @@ func (g *Group) freeable(ckpt record.Seq) record.Seq {
 	// One that has not subscribed again since the restart holds the log back like those that have.
 	g.metaMu.Lock()
 	for name, s := range g.meta.Subs {
-		// With a log in memory one that was cut off does so too: the marks in doubt are not in its map before it is here.
-		if (!s.Suspended || g.mem != nil) && g.Subscriber(name) == nil {
+		switch {
+		case g.Subscriber(name) != nil:
+		case s.Suspended && g.mem == nil:
+			// One that was cut off marks what the log still holds when it is here again: nothing of that may go before.
+			upTo = min(upTo, g.log.Cursors().Trimmed)
+		default:
+			// With a log in memory one that was cut off too: the marks in doubt are not in its map before it is here.
 			upTo = min(upTo, s.Acked)
 		}
 	}

@@ -233,3 +233,31 @@ func TestCloseBeforeSubscribe(t *testing.T) {
 		t.Errorf("records up to %d are freed, the secondary has none, nothing is marked, state %s", c.Trimmed, m.sub.State())
 	}
 }
+
+// The same of a subscriber that was cut off: what was written since is marked in memory only until a checkpoint, and the
+// log is what the marks are made from again.
+func TestCloseBeforeSubscribeSuspended(t *testing.T) {
+	_, seed := seeded(t)
+	p, m := newPair(t, seed, 4<<20)
+	if err := m.sub.Suspend("by command"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.g.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const blocks = testSize / markSize
+	for i := range int64(blocks) {
+		if err := write(p.vols[0], i*markSize, stamp(int(i)+1, 512), block.FlagFUA); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.kill()
+	p.open()
+	p.close()
+	p.reopenDevices()
+	p.open()
+	m.subscribe(p)
+	if marked := m.sub.ChangedBytes(); marked < testSize {
+		t.Errorf("%d bytes are marked of the %d written while the subscriber was cut off", marked, testSize)
+	}
+}
