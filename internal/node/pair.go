@@ -84,8 +84,8 @@ func (n *Node) checkPair(ctx context.Context, in control.PairRef) (control.PairC
 // removePair makes a member a lone volume again. At the primary the removal is a record of the log; At is where the
 // secondary should have got to before it lets go of its own volume, 0 if it will not get there now.
 //
-// The log's blob says durably that the number is gone before this node's record does: dead between the two, the group is
-// opened without it (forgetRemoved).
+// This node's record says first that the pair is leaving, the log's blob then that the number is gone, the record last
+// that it has gone: dead in between, the group is opened without it (forgetRemoved).
 func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.PairRemoved, error) {
 	n.config.Lock()
 	defer n.config.Unlock()
@@ -118,8 +118,12 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	} else if err := g.awaitApplied(ctx, record.Seq(in.At)); err != nil {
 		return control.PairRemoved{}, err
 	}
+	if err := g.updateMember(in.Number, func(m *memberRecord) { m.Leaving = true }); err != nil {
+		return control.PairRemoved{}, err
+	}
 	v := n.volume(m.Volume)
 	if err := g.vg.Remove(ctx, record.VolumeNumber(in.Number), payload); err != nil && !errors.Is(err, volume.ErrUnknownVolume) {
+		err = errors.Join(err, g.updateMember(in.Number, func(m *memberRecord) { m.Leaving = false }))
 		return control.PairRemoved{}, fmt.Errorf("group %s: remove volume %s/%s: %w", in.Name, n.cfg.Name, m.Volume, err)
 	}
 	if g.sub != nil {
@@ -179,7 +183,7 @@ func (g *group) forgetMap(number uint16) {
 	}
 }
 
-// forgetRemoved takes out of the record what the log says has left the group: the process died in a removal.
+// forgetRemoved takes out of the record what the log says has left the group by a command: the process died in a removal.
 func (g *group) forgetRemoved(rec *groupRecord) error {
 	if g.jnl == nil {
 		return nil // a queue loses no volumes yet: removePair
@@ -190,7 +194,7 @@ func (g *group) forgetRemoved(rec *groupRecord) error {
 	}
 	for _, number := range gone {
 		m := rec.member(uint16(number))
-		if m == nil {
+		if m == nil || !m.Leaving {
 			continue
 		}
 		v := g.n.volume(m.Volume)

@@ -142,6 +142,9 @@ func TestDeadInsideRemoval(t *testing.T) {
 	r := newRig(t, "c")
 	n, stop := startHandle(t, r, "a")
 	g := r.group(2, 1<<20)
+	if err := n.group("g").updateMember(2, func(m *memberRecord) { m.Leaving = true }); err != nil {
+		t.Fatal(err)
+	}
 	if err := n.group("g").vg.Remove(t.Context(), 2, []byte("{}")); err != nil {
 		t.Fatal(err)
 	}

@@ -76,6 +76,9 @@ type memberRecord struct {
 	Equal bool `json:"equal,omitempty"`
 	// Marked: what has to be copied stands in the changed map.
 	Marked bool `json:"marked"`
+	// Leaving: a command removes its pair. Only then is a volume that has left the log a lone one again; one that left it for
+	// another reason, as when a source retires, stays closed to hosts.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // owner names the group or move that decides what a volume does; empty for a lone volume.
