@@ -352,7 +352,8 @@ func (l *Loop) records(a Action, scratch []record.Record) ([]record.Record, erro
 	if len(recs) > 0 {
 		return recs, nil
 	}
-	read, err := l.cfg.Log.Read(a.From, l.cfg.BatchRecords, l.cfg.BatchBytes)
+	// No further than asked: what lies behind may be cut back at any time.
+	read, err := l.cfg.Log.Read(a.From, int(min(uint64(l.cfg.BatchRecords), uint64(a.To-a.From)+1)), l.cfg.BatchBytes)
 	if err != nil {
 		return nil, fmt.Errorf("apply: read record %d back from the log: %w", a.From, err)
 	}

@@ -109,6 +109,10 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	if err := g.Err(); err != nil {
 		return control.PairRemoved{}, refused("group %s has stopped at node %s: %v", in.Name, n.cfg.Name, err)
 	}
+	if rec.Role == control.RolePrimary && !m.Equal && g.copiesNow(rec) {
+		return control.PairRemoved{}, refused("group %s: a copy is under way; remove the pair when it has ended, or suspend the group first",
+			in.Name)
+	}
 	var payload []byte
 	var err error
 	if rec.Role == control.RolePrimary {
@@ -138,6 +142,14 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	}
 	g.forgetMap(in.Number)
 	return g.removedAt(), nil
+}
+
+// copiesNow: blocks are being copied to the secondary, or are about to be.
+func (g *group) copiesNow(rec *groupRecord) bool {
+	if g.sub == nil || g.sub.State() == volume.SubSuspended {
+		return false
+	}
+	return g.sub.State() == volume.SubResyncing || slices.ContainsFunc(rec.Members, func(m memberRecord) bool { return m.Initial && !m.Equal })
 }
 
 // removedAt is what the secondary should get to before it removes a volume too.

@@ -54,12 +54,12 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 	answered := 0
 	for i, r := range b.reqs {
 		switch {
+		case r == nil: // held
+			continue
 		case i >= n:
 			r.Finish(err)
 		case r.Flags&block.FlagFUA != 0:
 			g.waitDurable(p, r, b.recs[i].Seq, b)
-			continue
-		case held:
 			continue
 		default:
 			r.Finish(nil)
@@ -67,11 +67,11 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 		answered++
 	}
 	for _, r := range b.redone {
-		if r.Flags&block.FlagFUA != 0 && r.Err == nil {
-			g.waitDurable(p, r, g.Tip(), b)
+		if r == nil {
 			continue
 		}
-		if held && r.Err == nil {
+		if r.Flags&block.FlagFUA != 0 && r.Err == nil {
+			g.waitDurable(p, r, g.Tip(), b)
 			continue
 		}
 		r.Finish(r.Err)

@@ -98,6 +98,10 @@ func (g *guard) next(f guardFacts) guardAction {
 			return guardEngage
 		}
 	case guardLost:
+		if !g.cfg.Stop { // said since: go on without it
+			g.become(guardHolds, "hosts are to go on")
+			return g.holding(f)
+		}
 		if f.link && f.stored >= g.join {
 			g.become(guardHolds, "the secondary is back and has all writes")
 		}

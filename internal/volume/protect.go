@@ -57,6 +57,7 @@ type protection struct {
 	guard    guard
 	promised bool       // durable: the subscriber has all that was answered
 	stale    record.Seq // durable: it was promised when it was cut off
+	answered record.Seq // what hosts may have been answered before the start, under the promise
 	poke     chan struct{}
 }
 
@@ -114,11 +115,13 @@ func (g *Group) holdAnswers(p *period, b *batch, n int) {
 	for i, r := range b.reqs[:n] {
 		if r.Flags&block.FlagFUA == 0 {
 			g.stored = append(g.stored, storedWait{seq: b.recs[i].Seq, p: p, r: r, at: now})
+			b.reqs[i] = nil // it may be answered, and used again, from here on
 		}
 	}
-	for _, r := range b.redone {
+	for i, r := range b.redone {
 		if r.Flags&block.FlagFUA == 0 && r.Err == nil {
 			g.stored = append(g.stored, storedWait{seq: g.Tip(), p: p, r: r, at: now})
+			b.redone[i] = nil
 		}
 	}
 }
@@ -254,7 +257,7 @@ func (s *Subscriber) Sync() SyncStatus {
 	st.Away = holds && s.guard.cfg.Stop && s.guard.downAt != 0 && time.Since(began)-s.guard.downAt >= s.guard.cfg.Patience
 	s.guardMu.Unlock()
 	s.mu.Lock()
-	once := s.stored // ever: after a loss of power there it may have less
+	once := max(s.stored, s.answered) // ever: after a loss of power there it may have less
 	s.mu.Unlock()
 	have := record.Seq(s.ackStored.Load())
 	st.Holds = holds && have >= once
@@ -356,6 +359,10 @@ func (s *Subscriber) decide(link bool) (action guardAction, changed bool, why st
 // engage promises: on disk first, since a restart must not answer anybody without a subscriber that was promised.
 func (s *Subscriber) engage() {
 	s.guardMu.Lock()
+	if s.guard.state != guardJoining { // cut off, or switched, since it was decided
+		s.guardMu.Unlock()
+		return
+	}
 	s.promised, s.stale = true, 0
 	s.guardMu.Unlock()
 	if s.g.saveMeta(func(*meta) {}) != nil {

@@ -196,6 +196,11 @@ func (s *Subscriber) startGuard(known metaSub, moved bool) {
 	s.guard.become(guardBehind, "not caught up since the start")
 	if s.State() == SubStreaming && (known.Sync || moved) {
 		s.promised, s.stale = true, 0
+		s.answered = s.g.Tip()
+		if moved { // this log begins where another's ended; what the subscriber has of it has to be heard first
+			s.ackStored.Store(0)
+			s.ackDurable.Store(0)
+		}
 		s.guard.become(guardHolds, "promised before the start")
 		s.gated.Store(true)
 	}
@@ -385,7 +390,7 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 			s.name, stored, durable, applied, s.g.Tip())
 	}
 	s.stored, s.durable, s.applied = max(s.stored, stored), max(s.durable, durable), max(s.applied, applied)
-	s.acknowledged(stored, s.durable)
+	s.acknowledged(stored, durable)
 	if s.State() == SubSuspended || s.cutting {
 		s.mu.Unlock()
 		return nil // its records may have been freed already; the marks say what it lacks

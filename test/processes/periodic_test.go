@@ -19,7 +19,7 @@ func TestPeriodicKilled(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 9))
 	s := site.Start(t, nil)
 	g := s.Pair("db", 2, 64*mib, "128MiB")
-	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "300ms")
+	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "1s")
 	if v := s.Group("db"); v.Mode != "periodic" || v.IntervalSeconds != 0.3 {
 		t.Fatalf("mode %s, interval %v s", v.Mode, v.IntervalSeconds)
 	}
@@ -69,7 +69,7 @@ func TestPeriodicKilled(t *testing.T) {
 	wrote := load.Stats().Bytes
 	s.Do("group", "set", "db", "--mode", "async")
 	s.WaitFor(20*time.Second, "asynchronous", func() bool { return s.State("db") == "paired" })
-	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "200ms")
+	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "1s")
 	time.Sleep(300 * time.Millisecond)
 	s.Do("group", "suspend", "db")
 	if st := s.State("db"); st != "suspended" {
