@@ -51,6 +51,7 @@ type Job struct {
 	queue    []int64 // demanded regions, oldest first
 	cursor   int64   // where the sweep goes on
 	busy     int
+	steady   int // workers of the sweep that do not stand back
 	running  bool
 	ended    bool      // Run has ended and not begun again: demands are not kept waiting
 	failures int       // in a row, over all regions
@@ -123,8 +124,8 @@ func (j *Job) Run(ctx context.Context) error {
 	})
 	defer stop()
 	var sweep, demands errgroup.Group
-	for i := range j.cfg.Parallel {
-		sweep.Go(func() error { return j.sweep(work, i%4 != 0) })
+	for range j.cfg.Parallel {
+		sweep.Go(func() error { return j.sweep(work) })
 		demands.Go(func() error { return j.serveDemands(work) })
 	}
 	err := sweep.Wait()
@@ -157,12 +158,15 @@ func (j *Job) end() {
 const standBack = 5 * time.Millisecond
 
 // sweep is one background worker: paced before it picks a region, so that a demand never waits for the pace.
-func (j *Job) sweep(ctx context.Context, polite bool) error {
+func (j *Job) sweep(ctx context.Context) error {
+	steady := false
+	defer func() { j.unsteady(steady) }()
 	for {
 		if !j.anyLeft() {
 			return nil
 		}
-		if polite && j.cfg.Busy != nil && j.cfg.Busy() {
+		steady = steady || j.beSteady()
+		if !steady && j.cfg.Busy != nil && j.cfg.Busy() {
 			if !sleep(ctx, standBack) {
 				return ctx.Err()
 			}
@@ -180,6 +184,26 @@ func (j *Job) sweep(ctx context.Context, polite bool) error {
 				return ctx.Err()
 			}
 		}
+	}
+}
+
+// beSteady makes the caller one of the workers that sweep however busy others are, if there are too few of them. One that
+// found nothing left has ended, and the set may have grown since: another takes its place, or all would stand back.
+func (j *Job) beSteady() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if 4*j.steady >= j.cfg.Parallel {
+		return false
+	}
+	j.steady++
+	return true
+}
+
+func (j *Job) unsteady(was bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if was {
+		j.steady--
 	}
 }
 

@@ -278,3 +278,48 @@ func TestTheSweepStandsBack(t *testing.T) {
 		t.Errorf("%d of 8 workers swept while others were busy", most.Load())
 	}
 }
+
+// emptied is a set that tells when it was found empty.
+type emptied struct {
+	*regions
+	once  sync.Once
+	found chan struct{}
+}
+
+func (s *emptied) Next(from int64) (int64, bool) {
+	n, ok := s.regions.Next(from)
+	if !ok && from == 0 {
+		s.once.Do(func() { close(s.found) })
+	}
+	return n, ok
+}
+
+// The worker that sweeps however busy others are finds nothing left and ends; then the set grows again. Who stood back
+// until then works it, though others never come to rest.
+func TestAStandingBackSweepWorksWhatComesLate(t *testing.T) {
+	set := &emptied{regions: newRegions(1), found: make(chan struct{})}
+	set.total = 2
+	asked := make(chan struct{})
+	var once sync.Once
+	j := New(Config{Set: set, Region: 10, Size: 20, Parallel: 2,
+		Busy: func() bool {
+			once.Do(func() {
+				close(asked)
+				<-set.found
+				set.mu.Lock()
+				set.needs[1] = true
+				set.mu.Unlock()
+			})
+			return true
+		},
+		Work: func(_ context.Context, off, _ int64) error {
+			<-asked
+			set.done(off / 10)
+			return nil
+		}})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := j.Run(ctx); err != nil || set.Left() != 0 {
+		t.Fatalf("%v with %d regions left", err, set.Left())
+	}
+}
