@@ -36,7 +36,12 @@ func startHandle(t *testing.T, r *rig, name string) (*Node, func()) {
 	rn := &rigNode{}
 	rn.cfg = Config{Name: name, Site: "s", DataDir: t.TempDir(), Listen: []string{"127.0.0.1:0"}, NBD: "127.0.0.1:0",
 		Manager: &r.store, Logger: newLog(t)}
-	rn.cfg.Ready = func(listen, nbd, _ string) { rn.listen, rn.nbd = listen, nbd; close(ready) }
+	rn.cfg.Ready = func(listen, nbd, _ string) {
+		r.mu.Lock()
+		rn.listen, rn.nbd = listen, nbd
+		r.mu.Unlock()
+		close(ready)
+	}
 	n, err := start(ctx, rn.cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +50,8 @@ func startHandle(t *testing.T, r *rig, name string) (*Node, func()) {
 	go func() { ended <- n.serve(ctx) }()
 	<-ready
 	rn.caller = wire.NewCaller(rn.listen, wire.Hello{Role: "manager", Name: "m"})
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.nodes[name] = rn // its cancel is nil: the rig leaves it alone
 	return n, func() {
 		rn.caller.Close()

@@ -113,7 +113,7 @@ func (w *wan) copy(to, from net.Conn, count *atomic.Int64) {
 // wanRig is a and c with a wan between them.
 func wanRig(t *testing.T) (*rig, *wan) {
 	r := newRig(t, "a", "c")
-	w := newWAN(t, func() string { return r.nodes["c"].listen })
+	w := newWAN(t, func() string { return r.listens("c") })
 	r.via = map[string]string{"c": w.addr}
 	return r, w
 }

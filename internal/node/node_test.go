@@ -24,6 +24,7 @@ import (
 // state but decisions, and makes the calls that the real one makes.
 type rig struct {
 	t     *testing.T
+	mu    sync.Mutex // over nodes and their listen: links read them while a node starts
 	nodes map[string]*rigNode
 	via   map[string]string // addresses that nodes are told in place of the real ones
 	http  *string           // gets the address of /metrics of the node started last
@@ -92,7 +93,9 @@ func (r *rig) start(name string) {
 	n := r.nodes[name]
 	ready := make(chan struct{})
 	n.cfg.Ready = func(listen, nbd, http string) {
+		r.mu.Lock()
 		n.listen, n.nbd = listen, nbd
+		r.mu.Unlock()
 		if r.http != nil {
 			*r.http = http
 		}
@@ -114,6 +117,13 @@ func (r *rig) start(name string) {
 	n.cfg.Listen = []string{n.listen} // a restart keeps the address
 	n.cfg.NBD = n.nbd
 	n.caller = wire.NewCaller(n.listen, wire.Hello{Role: "manager", Name: "m"})
+}
+
+// listens is where a node can be dialled now, for those who run beside the test.
+func (r *rig) listens(name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.nodes[name].listen
 }
 
 func (r *rig) stop(name string) {

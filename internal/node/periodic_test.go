@@ -17,7 +17,7 @@ import (
 // pair makes group g with the given settings and sizes, over a link to c that can be cut.
 func (r *rig) pair(change func(*control.Settings), volumes int, size, journalA, journalC int64) (control.Group, *cutLink) {
 	r.t.Helper()
-	link := newCutLink(r.t, func() string { return r.nodes["c"].listen })
+	link := newCutLink(r.t, func() string { return r.listens("c") })
 	r.via = map[string]string{"c": link.addr()}
 	g := control.Group{Name: "g", Settings: control.DefaultSettings(), Epoch: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jg", Revision: 1}
