@@ -118,6 +118,7 @@ func (s *Subscriber) AwaitEnd(ctx context.Context, end record.Seq) error {
 	defer s.mu.Unlock()
 	for {
 		switch {
+		case s.leaving: // the state that follows is not there yet
 		case s.ended >= end:
 			return nil
 		case s.end != end:
@@ -158,7 +159,7 @@ func (s *Subscriber) leaveStep() bool {
 	s.mu.Lock()
 	done, end, resting := s.stepDone(), s.end, s.resting()
 	if done {
-		s.ended, s.acked = end, max(s.acked, end)
+		s.ended, s.acked, s.leaving = end, max(s.acked, end), true
 		s.lacks = lack{}
 		if resting {
 			s.lacks = s.lacksNew

@@ -159,8 +159,8 @@ func TestIntervalsAreCuts(t *testing.T) {
 		}
 		stop()
 		stop = m.pumping()
-		if err := m.sub.AwaitEnd(t.Context(), end); err != nil {
-			t.Fatal(err)
+		if err := m.sub.AwaitEnd(t.Context(), end); err != nil || m.sub.State() != SubSuspended {
+			t.Fatalf("at the end: %s, %v", m.sub.State(), err)
 		}
 		stop()
 		check("at rest")

@@ -81,6 +81,7 @@ type Subscriber struct {
 	end     record.Seq    // of the step, or of the stream that comes to rest, once appended
 	ended   record.Seq    // the newest end that the subscriber has applied
 	restAt  atomic.Uint64 // the end at which it leaves the stream, 0: it does not; what comes behind marks
+	leaving bool          // the end is applied, and the state that follows it is being taken
 
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
@@ -562,7 +563,7 @@ func (s *Subscriber) unackedFrom() record.Seq {
 func (s *Subscriber) setState(state SubscriberState, reason string) {
 	s.mu.Lock()
 	s.state.Store(uint32(state))
-	s.cutting, s.lapsed, s.reason = false, false, reason
+	s.cutting, s.lapsed, s.leaving, s.reason = false, false, false, reason
 	s.restAt.Store(0)
 	if state == SubSuspended {
 		s.copies, s.copyBytes, s.begin, s.end = nil, 0, 0, 0
