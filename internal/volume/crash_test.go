@@ -60,7 +60,7 @@ func load(rng *rand.Rand, s *site, h *history, steps int) (durable int, err erro
 // together is that of the first k writes, for one k, and k covers what any FLUSH or FUA had acknowledged.
 func TestCrashKeepsAPrefixWithEveryFlushedWrite(t *testing.T) {
 	rng, seed := seeded(t)
-	rounds := 40
+	rounds := roundsOf(16, 40)
 	if testing.Short() {
 		rounds = 10
 	}

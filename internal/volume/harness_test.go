@@ -33,6 +33,14 @@ func seeded(t testing.TB) (*rand.Rand, uint64) {
 	return rand.New(rand.NewPCG(seed, 1)), seed
 }
 
+// roundsOf is how many rounds of random histories a test makes: a few, all with GANTLINE_CAMPAIGN.
+func roundsOf(few, all int) int {
+	if os.Getenv("GANTLINE_CAMPAIGN") != "" {
+		return all
+	}
+	return few
+}
+
 // nextCall is the device call at which the next round cuts the power: after the first ones every stride-th or so, others
 // with each seed; every single one with GANTLINE_CAMPAIGN.
 func nextCall(rng *rand.Rand, at, stride int) int {

@@ -146,7 +146,7 @@ func step(p *site, m *mirror) error {
 // the step carries no more than the regions in doubt.
 func TestQueueCrashes(t *testing.T) {
 	rng, seed := seeded(t)
-	rounds := 24
+	rounds := roundsOf(12, 24)
 	if testing.Short() {
 		rounds = 8
 	}
