@@ -71,7 +71,7 @@ func cutOff(s *site.Site) {
 // on the same volumes copies all, while hosts go on.
 func renew(t *testing.T, s *site.Site, running *site.Running, g *site.Made) {
 	t.Helper()
-	if r := s.CLI("group resume db"); r.Code != 4 || !strings.Contains(r.Err, "quarter of the journal") {
+	if r := s.CLI("group resume db"); r.Code != 4 || !strings.Contains(r.Err, "quarter of the secondary's journal") {
 		t.Errorf("a step that cannot fit: %v", r)
 	}
 	if st := s.State("db"); st != "suspended" {
