@@ -152,7 +152,9 @@ func (g *group) open(rec *groupRecord) (err error) {
 			err = errors.Join(fmt.Errorf("group %s: %w", g.name, err), g.close())
 		}
 	}()
+	g.mu.Lock()
 	g.role = rec.Role
+	g.mu.Unlock()
 	if err := g.applySettings(); err != nil {
 		return err
 	}

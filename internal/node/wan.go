@@ -36,6 +36,8 @@ func (n *Node) forgetWAN(group string) error {
 
 // open continues the count of earlier runs. A file of another size counts as none.
 func (w *wanCounter) open(path string) (err error) {
+	w.mu.Lock() // the group's status may be asked for while it opens
+	defer w.mu.Unlock()
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
