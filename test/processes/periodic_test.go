@@ -20,7 +20,7 @@ func TestPeriodicKilled(t *testing.T) {
 	s := site.Start(t, nil)
 	g := s.Pair("db", 2, 64*mib, "128MiB")
 	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "1s")
-	if v := s.Group("db"); v.Mode != "periodic" || v.IntervalSeconds != 0.3 {
+	if v := s.Group("db"); v.Mode != "periodic" || v.IntervalSeconds != 1 {
 		t.Fatalf("mode %s, interval %v s", v.Mode, v.IntervalSeconds)
 	}
 	if r := s.CLI("migrate start db --to b"); r.Code != 4 || !strings.Contains(r.Err, "periodic") {
