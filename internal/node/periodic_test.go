@@ -115,7 +115,8 @@ func TestPeriodic(t *testing.T) {
 	if st := r.status("a"); st.LinkUp || st.LagBytes == 0 || st.LagSeconds == 0 || st.Applied >= st.Appended {
 		t.Fatalf("with the secondary away: %+v", st)
 	}
-	r.start("c") // its image is looked at when it is at rest: who reads while a step is applied may see part of it
+	r.start("c")
+	look("right after a restart of the secondary") // at rest: who reads while a step is applied may see part of it
 	stop = keepRunning(t, l)
 	look("after a restart of the secondary")
 	stop()
