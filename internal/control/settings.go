@@ -73,7 +73,7 @@ type SettingsChange struct {
 
 // Limits of the settings.
 const (
-	MinInterval = time.Second
+	MinInterval = 100 * time.Millisecond
 	maxPeriod   = 7 * 24 * time.Hour
 	maxAmount   = int64(1) << 40 // bytes, or bytes a second
 	minLimit    = int64(4096)    // bytes a second

@@ -41,22 +41,30 @@ func logError(err error) error {
 	return err
 }
 
-// storeLog is the same journal as a receiver knows it.
-type storeLog struct{ *journal.Journal }
+// storeLog is the same journal as a receiver knows it. One that is full asks the group for a checkpoint: the receiver tries
+// again in a moment, and no journal stays full of what has been applied. That may be so with hardly a byte in it: of the
+// gaps in front of steps it keeps a few dozen only.
+type storeLog struct {
+	*journal.Journal
+	group *volume.Group
+}
 
 func (l storeLog) Cursors() (durable, stored record.Seq) {
 	c := l.Journal.Cursors()
 	return c.Durable, c.Appended
 }
 
-func (l storeLog) Append(recs []record.Record) error { return storeError(l.Journal.Append(recs)) }
+func (l storeLog) Append(recs []record.Record) error { return l.stored(l.Journal.Append(recs)) }
 
 func (l storeLog) AppendAfterGap(recs []record.Record) error {
-	return storeError(l.Journal.AppendAfterGap(recs))
+	return l.stored(l.Journal.AppendAfterGap(recs))
 }
 
-// storeError: a batch too large for the journal is tried in smaller parts, like one for which there is no room now.
-func storeError(err error) error {
+// stored: a batch too large for the journal is tried in smaller parts, like one for which there is no room now.
+func (l storeLog) stored(err error) error {
+	if errors.Is(err, journal.ErrFull) {
+		l.group.MakeRoom()
+	}
 	if errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrTooLarge) {
 		return fmt.Errorf("%w: %w", receiver.ErrFull, err)
 	}

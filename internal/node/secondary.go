@@ -50,7 +50,7 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	}
 	preview := &previewer{g: g}
 	applier := previewed{app, preview}
-	rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl}, Applier: applier, Applied: applied,
+	rcv, err = receiver.Open(receiver.Config{Group: g.name, Store: storeLog{g.jnl, g.vg}, Applier: applier, Applied: applied,
 		State: state, Save: believed.Save, Logger: g.n.log, SyncDelay: secondarySyncDelay, SyncBytes: secondarySyncBytes,
 		Capacity: capacityOf(g.jnl)})
 	if err != nil {

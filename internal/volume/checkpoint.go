@@ -149,14 +149,26 @@ func (g *Group) checkpointLoop(ctx context.Context) error {
 	}
 }
 
+// MakeRoom has a checkpoint done soon if one would free anything, however little the log is filled: who appends to it
+// beside the group has found no room, be it for bytes, entries or gaps. It waits for nothing and may be called at any rate.
+func (g *Group) MakeRoom() {
+	g.roomWanted.Store(true)
+	poke(g.checkpointKick)
+}
+
+// makeRoomEvery is how often MakeRoom frees less than a tenth of the log's records.
+const makeRoomEvery = time.Second
+
 // checkpointIfDue keeps the log from filling up. With a subscriber far behind, the log stays filled whatever the
 // devices do: then only what its acknowledgements free is trimmed.
 func (g *Group) checkpointIfDue() error {
+	wanted := g.roomWanted.Swap(false)
 	used, capacity := g.log.Space()
 	filled := float64(used) >= g.cfg.CheckpointFilled*float64(capacity)
 	g.rounds.Lock()
 	moved := g.roundTip > g.ckpt
-	late := time.Since(g.ckptAt) >= g.cfg.CheckpointEvery
+	since := time.Since(g.ckptAt)
+	late := since >= g.cfg.CheckpointEvery
 	behind := g.ckpt
 	fetched, first := g.freshRegions(), !g.snapshot
 	g.rounds.Unlock()
@@ -166,6 +178,8 @@ func (g *Group) checkpointIfDue() error {
 			return g.checkpoint()
 		}
 	case late && fetched, moved && (late || filled && g.sinceCheckpoint.Load() >= capacity/10):
+		return g.checkpoint()
+	case wanted && g.worth(g.unneeded(g.Tip()), since >= makeRoomEvery):
 		return g.checkpoint()
 	case filled && first:
 		return g.checkpoint() // nothing says yet how far the snapshot on disk reaches, so nothing can be freed
@@ -178,19 +192,25 @@ func (g *Group) checkpointIfDue() error {
 }
 
 // trimmable says whether a tenth of the log's records could go without a new checkpoint.
-func (g *Group) trimmable(ckpt record.Seq) bool {
+func (g *Group) trimmable(ckpt record.Seq) bool { return g.worth(g.freeable(ckpt), false) }
+
+// worth says whether a trim up to upTo frees a tenth of the log's records, or, with one, any of them.
+func (g *Group) worth(upTo record.Seq, one bool) bool {
 	c := g.log.Cursors()
-	upTo := g.freeable(ckpt)
-	return upTo > c.Trimmed && upTo-c.Trimmed >= (c.Appended-c.Trimmed)/10
+	return upTo > c.Trimmed && (one || upTo-c.Trimmed >= (c.Appended-c.Trimmed)/10)
 }
 
-// freeable is what no subscriber needs of the records up to ckpt. The fence of a sealed log always stays: it keeps the
-// log sealed after a restart.
+// freeable is what can go of the records up to ckpt.
 func (g *Group) freeable(ckpt record.Seq) record.Seq {
-	upTo := ckpt
 	if g.mem == nil {
-		upTo = min(upTo, record.Seq(g.covered.Load()))
+		ckpt = min(ckpt, record.Seq(g.covered.Load()))
 	}
+	return g.unneeded(ckpt)
+}
+
+// unneeded is what no subscriber needs of the records up to upTo. The fence of a sealed log always stays: it keeps the
+// log sealed after a restart.
+func (g *Group) unneeded(upTo record.Seq) record.Seq {
 	for _, s := range *g.subs.Load() {
 		if keep, ok := s.keeps(); ok {
 			upTo = min(upTo, keep)

@@ -37,6 +37,7 @@ type writeBack struct {
 
 	checkpoints    sync.Mutex // one checkpoint at a time
 	checkpointKick chan struct{}
+	roomWanted     atomic.Bool // MakeRoom
 
 	roundKick       chan struct{}
 	roundDue        atomic.Bool  // something has been cached since the last round began

@@ -19,8 +19,8 @@ func TestPeriodicKilled(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 9))
 	s := site.Start(t, nil)
 	g := s.Pair("db", 2, 64*mib, "128MiB")
-	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "1s")
-	if v := s.Group("db"); v.Mode != "periodic" || v.IntervalSeconds != 1 {
+	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "300ms")
+	if v := s.Group("db"); v.Mode != "periodic" || v.IntervalSeconds != 0.3 {
 		t.Fatalf("mode %s, interval %v s", v.Mode, v.IntervalSeconds)
 	}
 	if r := s.CLI("migrate start db --to b"); r.Code != 4 || !strings.Contains(r.Err, "periodic") {
@@ -69,7 +69,7 @@ func TestPeriodicKilled(t *testing.T) {
 	wrote := load.Stats().Bytes
 	s.Do("group", "set", "db", "--mode", "async")
 	s.WaitFor(20*time.Second, "asynchronous", func() bool { return s.State("db") == "paired" })
-	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "1s")
+	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "200ms")
 	time.Sleep(300 * time.Millisecond)
 	s.Do("group", "suspend", "db")
 	if st := s.State("db"); st != "suspended" {
