@@ -51,12 +51,12 @@ vet:
 
 # The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it.
 unit:
-	CGO_ENABLED=1 $(GO) test -race -timeout 8m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -timeout 8m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
 
 # bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
 system: build
 	pkgs=$$($(GO) list $(SYSTEM) 2>/dev/null); \
-	if [ -n "$$pkgs" ]; then GANTLINE_BIN=$(CURDIR)/bin/gantline $(GO) test -count=1 -p 1 -timeout 12m $$pkgs; fi
+	if [ -n "$$pkgs" ]; then GO=$(GO) GANTLINE_BIN=$(CURDIR)/bin/gantline scripts/gotest.sh -count=1 -p 1 -timeout 12m $$pkgs; fi
 
 # Every fuzz target in turn: make fuzz FUZZ=10m
 fuzz:

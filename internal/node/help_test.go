@@ -4,13 +4,39 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"sync"
 	"testing"
 
 	"gantline/internal/block"
 	"gantline/internal/wire"
 )
 
-func newLog(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(testWriter{t}, nil)) }
+// testWriter keeps what nodes tell with the test that it belongs to: shown when it fails. A goroutine that a node left
+// behind may tell something after the end.
+type testWriter struct {
+	mu   sync.Mutex
+	t    *testing.T
+	over bool
+}
+
+func (w *testWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		return w.t.Output().Write(p)
+	}
+	return len(p), nil
+}
+
+func newLog(t *testing.T) *slog.Logger {
+	w := &testWriter{t: t}
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.over = true
+	})
+	return slog.New(slog.NewTextHandler(w, nil))
+}
 
 // serveTarget answers io connections with a target.
 func serveTarget(t *testing.T, ctx context.Context, target block.Target, size int64) string {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -67,10 +66,11 @@ func (s *rigStore) Decide(context.Context, string, control.DecideRequest) (contr
 func newRig(t *testing.T, names ...string) *rig {
 	t.Parallel() // they mostly wait
 	r := &rig{t: t, nodes: map[string]*rigNode{}}
+	log := newLog(t)
 	for _, name := range names {
 		r.nodes[name] = &rigNode{cfg: Config{Name: name, Site: "s", DataDir: filepath.Join(t.TempDir(), name),
 			Listen: []string{"127.0.0.1:0"}, NBD: "127.0.0.1:0", Manager: &r.store,
-			Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)).With("node", name)}}
+			Logger: log.With("node", name)}}
 		r.start(name)
 	}
 	t.Cleanup(func() {
@@ -79,13 +79,6 @@ func newRig(t *testing.T, names ...string) *rig {
 		}
 	})
 	return r
-}
-
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	fmt.Fprint(os.Stderr, string(p))
-	return len(p), nil
 }
 
 func (r *rig) start(name string) {
