@@ -152,7 +152,7 @@ func (g *group) servePull(ctx context.Context, in *wire.Incoming) error {
 
 // asksToPull says whether the hello of a stream is that of a receiver that dials its source.
 func asksToPull(in *wire.Incoming) (bool, error) {
-	var h receiver.PullHello
+	var h wire.PullHello
 	err := in.Peer.Decode(&h)
 	return h.Pull, err
 }

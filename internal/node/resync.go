@@ -50,7 +50,9 @@ func (g *group) resync(ctx context.Context) error {
 		err = g.noteResumed()
 	}
 	g.endInterval(err)
-	g.pokeCopy()
+	if err == nil {
+		g.pokeCopy() // after an error the loop comes back by itself
+	}
 	return err
 }
 
@@ -127,8 +129,8 @@ func (g *group) watchStep(ctx context.Context) (stop func()) {
 				return
 			case <-ticker.C:
 			}
-			if st := g.snd.Status(); st.State == sender.StateRefused && st.Reason == string(receiver.ReasonStep) {
-				g.giveUpStep(st.BlockedOn)
+			st := g.snd.Status()
+			if st.State == sender.StateRefused && st.Reason == string(receiver.ReasonStep) && g.giveUpStep(st.RefusedAt, st.BlockedOn) {
 				return
 			}
 		}
@@ -136,15 +138,18 @@ func (g *group) watchStep(ctx context.Context) (stop func()) {
 	return watch.stop
 }
 
-func (g *group) giveUpStep(why string) {
+// giveUpStep does so if the secondary had stored the begin of this step when it refused; else the word was about one
+// before, which that begin has made it drop, or will.
+func (g *group) giveUpStep(refusedAt record.Seq, why string) bool {
 	g.steer.Lock()
 	defer g.steer.Unlock()
-	if g.sub.State() != volume.SubResyncing {
-		return
+	if begin, ok := g.sub.Begin(); !ok || refusedAt < begin {
+		return false
 	}
 	if err := g.sub.Suspend(why); err != nil {
 		g.n.log.Error("step not given up", "group", g.name, "cause", err)
 	}
+	return true
 }
 
 func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {

@@ -175,7 +175,7 @@ func (p *Puller) note(err error) {
 func (p *Puller) once(ctx context.Context) error {
 	h := p.cfg.Hello
 	h.Purpose = wire.PurposeStream
-	h, err := h.WithParams(PullHello{Pull: true})
+	h, err := h.WithParams(wire.PullHello{Pull: true})
 	if err != nil {
 		return err
 	}
@@ -192,21 +192,16 @@ func (p *Puller) once(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	var shown hello
+	var shown wire.StreamHello
 	if err := in.Decode(&shown); err != nil {
 		return err
 	}
 	return p.cfg.Receiver.pull(ctx, conn, p.cfg.Node, shown, func() { p.note(nil) })
 }
 
-// PullHello is the parameters of a hello by which a receiver dials its source.
-type PullHello struct {
-	Pull bool `json:"pull"`
-}
-
 // pull is Handle where this side has dialled: the source's hello came as the answer to this side's, and this side's
 // answer to that goes in a frame of its own.
-func (r *Receiver) pull(ctx context.Context, conn *wire.Conn, peer string, h hello, open func()) error {
+func (r *Receiver) pull(ctx context.Context, conn *wire.Conn, peer string, h wire.StreamHello, open func()) error {
 	s, ans, err := r.enter(conn, peer, h)
 	if err != nil {
 		conn.Refuse(err)

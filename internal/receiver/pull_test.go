@@ -3,6 +3,7 @@ package receiver_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"sync"
 	"testing"
@@ -27,7 +28,7 @@ func TestPull(t *testing.T) {
 // asker is a receiver played by hand that has dialled a sender.
 func asker(t *testing.T, addr string) *wire.Conn {
 	t.Helper()
-	h, err := wire.Hello{Purpose: wire.PurposeStream, Role: "node", Name: "c", Group: "g"}.WithParams(receiver.PullHello{Pull: true})
+	h, err := wire.Hello{Purpose: wire.PurposeStream, Role: "node", Name: "c", Group: "g"}.WithParams(wire.PullHello{Pull: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,5 +238,36 @@ func TestBadAnswers(t *testing.T) {
 				t.Fatalf("changed: %+v", st)
 			}
 		})
+	}
+}
+
+// A dial that was under way when push was changed for pull fails late: that says nothing of the stream that is open since.
+func TestLateDialAfterTurn(t *testing.T) {
+	log := newLog(record.Table{openRow(1, "a", 1)}, 0)
+	dialling, fail := make(chan struct{}), make(chan struct{})
+	snd := sender.New(sender.Config{Source: log, Heartbeat: 20 * time.Millisecond, Hello: wire.Hello{Role: "node", Name: "a", Group: "g"},
+		Dial: func(context.Context) (net.Conn, error) {
+			close(dialling)
+			<-fail
+			return nil, errors.New("too late")
+		}})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { snd.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	addr := serveSource(t, ctx, &wg, "a", snd)
+	<-dialling
+	snd.SetPull(true)
+	c := asker(t, addr)
+	if err := c.WriteFrame(wire.TypeControl, []byte(`{}`)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream is open", func() bool { return snd.Status().State == sender.StateStreaming })
+	close(fail)
+	for range 20 { // the sender notes it at once
+		if st := snd.Status(); st.State != sender.StateStreaming || st.BlockedOn != "" {
+			t.Fatalf("%+v", st)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }

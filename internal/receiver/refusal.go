@@ -54,6 +54,6 @@ func (r *Refusal) WireDetail() any {
 	if len(table) > maxDetailRows {
 		table = table[len(table)-maxDetailRows:]
 	}
-	return map[string]any{"reason": r.Reason, "table": table,
-		"stored": r.ack.Stored, "durable": r.ack.Durable, "applied": r.ack.Applied}
+	return wire.StreamRefusal{Reason: string(r.Reason), Table: table,
+		Stored: r.ack.Stored, Durable: r.ack.Durable, Applied: r.ack.Applied}
 }

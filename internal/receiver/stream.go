@@ -13,26 +13,6 @@ import (
 	"gantline/internal/wire"
 )
 
-// hello and answer are the parameters of a stream's hello, both ways; the sender has its own words for them.
-type hello struct {
-	Epoch record.EpochID `json:"epoch"`
-	Table record.Table   `json:"table"`
-	// Compress has the methods that the sender may use.
-	Compress []string `json:"compress"`
-}
-
-type answer struct {
-	Stored  record.Seq   `json:"stored"`
-	Durable record.Seq   `json:"durable"`
-	Applied record.Seq   `json:"applied"`
-	Owed    record.Seq   `json:"owed"` // records up to here come from an older source
-	Table   record.Table `json:"table"`
-	// Compress has those that this side can read.
-	Compress []string `json:"compress,omitempty"`
-
-	Capacity int64 `json:"capacity,omitempty"` // bytes that the log here can hold
-}
-
 // stream is one connection of one source.
 type stream struct {
 	conn      *wire.Conn
@@ -56,7 +36,7 @@ var errEnded = errors.New("stream has ended")
 // Handle serves one stream that a source pushes until it ends. An error before the hello was answered is the refusal to
 // be sent.
 func (r *Receiver) Handle(ctx context.Context, in *wire.Incoming) error {
-	var h hello
+	var h wire.StreamHello
 	err := in.Peer.Decode(&h)
 	if err == nil && in.Peer.Group != r.cfg.Group {
 		err = refuse(ReasonProtocol, "hello for group %q, this is %q", in.Peer.Group, r.cfg.Group)
@@ -93,7 +73,7 @@ func (r *Receiver) serve(ctx context.Context, s *stream) error {
 }
 
 // enter judges the hello and, when it is accepted, makes this stream its source's only one.
-func (r *Receiver) enter(conn *wire.Conn, peer string, h hello) (s *stream, ans answer, err error) {
+func (r *Receiver) enter(conn *wire.Conn, peer string, h wire.StreamHello) (s *stream, ans wire.StreamAnswer, err error) {
 	defer func() {
 		if err != nil {
 			r.log.Info("stream refused", "group", r.cfg.Group, "peer", peer, "reason", err)
@@ -102,7 +82,7 @@ func (r *Receiver) enter(conn *wire.Conn, peer string, h hello) (s *stream, ans 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
-		return nil, answer{}, r.failure()
+		return nil, wire.StreamAnswer{}, r.failure()
 	}
 	have := r.having()
 	v, err := r.state.judge(h.Epoch, h.Table, have)
@@ -114,27 +94,27 @@ func (r *Receiver) enter(conn *wire.Conn, peer string, h hello) (s *stream, ans 
 		}
 	}
 	if err != nil {
-		return nil, answer{}, err
+		return nil, wire.StreamAnswer{}, err
 	}
 	if len(r.streams) >= maxStreams {
-		return nil, answer{}, &wire.Error{Kind: wire.KindUnavailable, Message: "too many streams"}
+		return nil, wire.StreamAnswer{}, &wire.Error{Kind: wire.KindUnavailable, Message: "too many streams"}
 	}
 	if v.save {
 		if err := r.change(v.next); err != nil {
-			return nil, answer{}, err
+			return nil, wire.StreamAnswer{}, err
 		}
 		r.log.Info("copy source", "group", r.cfg.Group, "source", r.state.CopySource())
 	}
 	r.replace(h.Epoch)
 	if err := r.cutBack(v.keep); err != nil {
-		return nil, answer{}, err
+		return nil, wire.StreamAnswer{}, err
 	}
 	s = &stream{conn: conn, peer: peer, right: right{id: h.Epoch, table: h.Table, last: v.last, owed: v.owed},
 		ackWake: make(chan struct{}, 1), storeWake: make(chan struct{}, 1), replaced: make(chan struct{})}
 	r.streams[s] = struct{}{}
 	r.rebind()
 	a := r.ack(v.last)
-	ans = answer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table(),
+	ans = wire.StreamAnswer{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied, Owed: v.owed, Table: r.cfg.Store.Table(),
 		Compress: readable(h.Compress)}
 	if r.cfg.Capacity != nil {
 		ans.Capacity = r.cfg.Capacity()
@@ -485,8 +465,10 @@ func (r *Receiver) stepFits() error {
 	case r.stuck.IsZero():
 		r.stuck = time.Now()
 	case time.Since(r.stuck) >= r.cfg.StepPatience:
-		return refuse(ReasonStep, "the step that began at %d has come to %d and fills the journal here, which must hold it whole",
+		ref := refuse(ReasonStep, "the step that began at %d has come to %d and fills the journal here, which must hold it whole",
 			before+1, r.stored)
+		ref.ack = r.ack(0) // tells this step's refusal from that of one before
+		return ref
 	}
 	return nil
 }

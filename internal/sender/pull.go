@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"gantline/internal/record"
 	"gantline/internal/wire"
 )
 
@@ -144,11 +143,14 @@ func (s *Sender) Handle(ctx context.Context, in *wire.Incoming) error {
 		return err
 	}
 	defer leave()
-	err = s.answer(ctx, in)
+	st, ans, err := s.answer(ctx, in)
+	if err == nil {
+		return s.stream(ctx, st, ans)
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	s.down(err)
+	s.down(nil, err)
 	return err
 }
 
@@ -190,17 +192,16 @@ func (s *Sender) enter(parent context.Context) (context.Context, func(), error) 
 	}, nil
 }
 
-// answer shows the log's table, hears what the receiver has, and answers what it asks for. The hello of a push and its
-// answer travel here the other way: this side's parameters answer the receiver's hello, the receiver's come in a frame
-// of their own.
-func (s *Sender) answer(ctx context.Context, in *wire.Incoming) error {
+// answer shows the log's table and hears what the receiver has. The hello of a push and its answer travel here the other
+// way: this side's parameters answer the receiver's hello, the receiver's come in a frame of their own.
+func (s *Sender) answer(ctx context.Context, in *wire.Incoming) (st *session, a wire.StreamAnswer, err error) {
 	table := s.table()
 	row, ok := table.Current()
 	if !ok {
-		return &wire.Error{Kind: wire.KindUnavailable, Message: "the log has no epoch yet"}
+		return nil, a, &wire.Error{Kind: wire.KindUnavailable, Message: "the log has no epoch yet"}
 	}
-	if err := in.Answer(hello{Epoch: row.ID(), Table: table, Compress: wire.Methods()}); err != nil {
-		return err
+	if err := in.Answer(wire.StreamHello{Epoch: row.ID(), Table: table, Compress: wire.Methods()}); err != nil {
+		return nil, a, err
 	}
 	stop := context.AfterFunc(ctx, func() { in.Abort(context.Cause(ctx)) })
 	timer := time.AfterFunc(s.cfg.HelloTimeout, func() { in.Abort(fmt.Errorf("%w: the receiver does not say what it has", wire.ErrSilent)) })
@@ -209,23 +210,22 @@ func (s *Sender) answer(ctx context.Context, in *wire.Incoming) error {
 	stop()
 	switch {
 	case err != nil:
-		return err
+		return nil, a, err
 	case kind == wire.TypeError:
 		e := &wire.Error{Kind: wire.KindInternal, Message: "the receiver has refused the stream"}
 		_ = json.Unmarshal(body, e)
-		return refusalOf(e)
+		return nil, a, refusalOf(e)
 	case kind != wire.TypeControl:
-		return fmt.Errorf("%w: %v frame where the receiver says what it has", wire.ErrFrame, kind)
+		return nil, a, fmt.Errorf("%w: %v frame where the receiver says what it has", wire.ErrFrame, kind)
 	}
-	var a answer
 	if err := json.Unmarshal(body, &a); err != nil {
-		return fmt.Errorf("%w: what the receiver has: %v", wire.ErrFrame, err)
+		return nil, a, fmt.Errorf("%w: what the receiver has: %v", wire.ErrFrame, err)
 	}
-	if a.Applied > a.Durable || a.Durable > a.Stored || a.Stored > record.MaxSeq || a.Owed > record.MaxSeq {
-		return fmt.Errorf("%w: the receiver says that it has stored %d, durable %d, applied %d", wire.ErrFrame, a.Stored, a.Durable, a.Applied)
+	if err := a.Check(); err != nil {
+		return nil, a, err
 	}
 	if s.cfg.Pace != nil {
 		in.Pace(s.cfg.Pace)
 	}
-	return s.stream(ctx, &session{s: s, conn: in.Conn, table: table, lastRow: len(table) - 1, asks: &asks{}}, a)
+	return &session{s: s, conn: in.Conn, table: table, lastRow: len(table) - 1, asks: &asks{}}, a, nil
 }

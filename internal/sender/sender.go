@@ -208,7 +208,7 @@ func (s *Sender) Run(ctx context.Context) {
 	s.runs = nil
 	s.mu.Unlock()
 	s.handles.Wait()
-	s.down(context.Cause(ctx))
+	s.down(nil, context.Cause(ctx))
 }
 
 // errTurned: the other end dials from now on, or this one.
@@ -230,11 +230,10 @@ func (s *Sender) push(parent context.Context, turned <-chan struct{}) {
 	defer cancel(nil)
 	for ctx.Err() == nil {
 		attempt := time.Now()
-		err := s.once(ctx)
+		s.once(ctx)
 		if parent.Err() != nil {
 			return
 		}
-		s.down(err)
 		if rest := s.cfg.Retry - time.Since(attempt); rest > 0 {
 			select {
 			case <-time.After(rest):
@@ -245,17 +244,18 @@ func (s *Sender) push(parent context.Context, turned <-chan struct{}) {
 }
 
 // once makes one connection and uses it until it ends.
-func (s *Sender) once(ctx context.Context) error {
+func (s *Sender) once(ctx context.Context) {
 	table := s.table()
 	conn, ans, err := s.connect(ctx, table)
 	if err != nil {
-		return err
+		s.down(nil, err)
+		return
 	}
-	return s.stream(ctx, &session{s: s, conn: conn, table: table, lastRow: len(table) - 1}, ans)
+	_ = s.stream(ctx, &session{s: s, conn: conn, table: table, lastRow: len(table) - 1}, ans)
 }
 
 // stream runs a session whose hello is over, once the one before has ended: they share window and gate.
-func (s *Sender) stream(ctx context.Context, st *session, ans answer) error {
+func (s *Sender) stream(ctx context.Context, st *session, ans wire.StreamAnswer) (err error) {
 	st.methods = map[wire.Method]bool{}
 	for _, name := range ans.Compress {
 		st.methods[wire.MethodOf(name)] = true
@@ -269,7 +269,10 @@ func (s *Sender) stream(ctx context.Context, st *session, ans answer) error {
 		return context.Cause(ctx)
 	}
 	s.open(st.conn)
-	defer s.open(nil)
+	defer func() {
+		s.down(st.conn, err) // before the next may open: what it says of itself stays
+		s.open(nil)
+	}()
 	if err := st.start(ans); err != nil {
 		return err
 	}
@@ -294,16 +297,16 @@ func (s *Sender) table() record.Table {
 	return table
 }
 
-func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, answer, error) {
+func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, wire.StreamAnswer, error) {
 	row, ok := table.Current()
 	if !ok {
-		return nil, answer{}, errors.New("the log has no epoch yet")
+		return nil, wire.StreamAnswer{}, errors.New("the log has no epoch yet")
 	}
 	h := s.cfg.Hello
 	h.Purpose = wire.PurposeStream
-	h, err := h.WithParams(hello{Epoch: row.ID(), Table: table, Compress: wire.Methods()})
+	h, err := h.WithParams(wire.StreamHello{Epoch: row.ID(), Table: table, Compress: wire.Methods()})
 	if err != nil {
-		return nil, answer{}, err
+		return nil, wire.StreamAnswer{}, err
 	}
 	s.mu.Lock()
 	s.status.Attempts++
@@ -312,21 +315,24 @@ func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, a
 	nc, err := s.cfg.Dial(dialCtx)
 	cancel()
 	if err != nil {
-		return nil, answer{}, fmt.Errorf("link down: %w", err)
+		return nil, wire.StreamAnswer{}, fmt.Errorf("link down: %w", err)
 	}
 	helloCtx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
 	defer cancel()
 	conn, in, err := wire.Handshake(helloCtx, nc, h)
 	if err != nil {
-		return nil, answer{}, refusalOf(err)
+		return nil, wire.StreamAnswer{}, refusalOf(err)
 	}
 	if s.cfg.Pace != nil {
 		conn.Pace(s.cfg.Pace)
 	}
-	var a answer
-	if err := in.Decode(&a); err != nil {
+	var a wire.StreamAnswer
+	if err = in.Decode(&a); err == nil {
+		err = a.Check()
+	}
+	if err != nil {
 		conn.Close()
-		return nil, answer{}, err
+		return nil, wire.StreamAnswer{}, err
 	}
 	return conn, a, nil
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,14 +74,14 @@ func (l *steady) Acked(stored, durable, applied record.Seq) error {
 }
 
 // peer is a receiver played by hand: serve is given each connection after its hello.
-func peer(t *testing.T, answer func(h hello) (any, error), serve func(c *wire.Conn)) (dial func(context.Context) (net.Conn, error)) {
+func peer(t *testing.T, answer func(h wire.StreamHello) (any, error), serve func(c *wire.Conn)) (dial func(context.Context) (net.Conn, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	srv := wire.NewServer(wire.Handlers{Stream: func(_ context.Context, in *wire.Incoming) error {
-		var h hello
+		var h wire.StreamHello
 		if err := in.Peer.Decode(&h); err != nil {
 			return err
 		}
@@ -120,7 +122,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func fresh(hello) (any, error) { return answer{}, nil }
+func fresh(wire.StreamHello) (any, error) { return wire.StreamAnswer{}, nil }
 
 // drain reads until the connection ends and returns the highest sequence and mark.
 func drain(c *wire.Conn, each func(kind wire.Type, last, mark record.Seq)) {
@@ -211,7 +213,10 @@ func TestWindowHoldsBack(t *testing.T) {
 func TestStopAt(t *testing.T) {
 	log := newSteady(100)
 	shown := make(chan record.Table, 10)
-	dial := peer(t, func(h hello) (any, error) { shown <- h.Table; return answer{Stored: 10, Durable: 10}, nil }, func(c *wire.Conn) {
+	dial := peer(t, func(h wire.StreamHello) (any, error) {
+		shown <- h.Table
+		return wire.StreamAnswer{Stored: 10, Durable: 10}, nil
+	}, func(c *wire.Conn) {
 		drain(c, func(_ wire.Type, l, _ record.Seq) {
 			if l > 60 {
 				t.Errorf("sent %d behind the end", l)
@@ -242,8 +247,8 @@ func TestStopAt(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	for _, reason := range []string{"split-brain", "not-permitted", "superseded", "failed"} {
 		t.Run(reason, func(t *testing.T) {
-			dial := peer(t, func(hello) (any, error) {
-				detail, _ := json.Marshal(Refusal{Reason: reason, Table: record.Table{{Epoch: 7, Incarnation: 1, Node: "z", First: 1}}})
+			dial := peer(t, func(wire.StreamHello) (any, error) {
+				detail, _ := json.Marshal(wire.StreamRefusal{Reason: reason, Table: record.Table{{Epoch: 7, Incarnation: 1, Node: "z", First: 1}}})
 				return nil, &wire.Error{Kind: wire.KindRefused, Message: reason + ": because", Detail: detail}
 			}, nil)
 			s := run(t, Config{Source: newSteady(1), Dial: dial, Retry: time.Millisecond})
@@ -262,11 +267,11 @@ func TestNewRowBeginsAnew(t *testing.T) {
 	var mu sync.Mutex
 	var rows []int
 	var last record.Seq
-	dial := peer(t, func(h hello) (any, error) {
+	dial := peer(t, func(h wire.StreamHello) (any, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		rows = append(rows, len(h.Table))
-		return answer{Stored: last}, nil
+		return wire.StreamAnswer{Stored: last}, nil
 	}, func(c *wire.Conn) {
 		drain(c, func(_ wire.Type, l, _ record.Seq) { mu.Lock(); last = max(last, l); mu.Unlock() })
 	})
@@ -319,7 +324,7 @@ func (c *cut) Acked(stored, durable, applied record.Seq) error {
 // TestCutOff: a source that is cut off is a state, not a reason to reconnect or to spin.
 func TestCutOff(t *testing.T) {
 	c := &cut{steady: newSteady(10)}
-	dial := peer(t, func(hello) (any, error) { return answer{Stored: 10}, nil }, func(c *wire.Conn) {
+	dial := peer(t, func(wire.StreamHello) (any, error) { return wire.StreamAnswer{Stored: 10}, nil }, func(c *wire.Conn) {
 		drain(c, func(wire.Type, record.Seq, record.Seq) {})
 	})
 	s := run(t, Config{Source: c, Dial: dial, Heartbeat: 10 * time.Millisecond})
@@ -347,7 +352,7 @@ func TestCutOff(t *testing.T) {
 func TestOwed(t *testing.T) {
 	log := newSteady(100)
 	first := make(chan record.Seq, 1)
-	dial := peer(t, func(hello) (any, error) { return answer{Stored: 30, Owed: 50}, nil }, func(c *wire.Conn) {
+	dial := peer(t, func(wire.StreamHello) (any, error) { return wire.StreamAnswer{Stored: 30, Owed: 50}, nil }, func(c *wire.Conn) {
 		if kind, body, err := c.ReadFrame(); err == nil && kind == wire.TypeBatch {
 			b, _ := wire.DecodeBatch(body)
 			first <- b.Records[0].Seq
@@ -403,4 +408,26 @@ func TestRetries(t *testing.T) {
 			t.Errorf("%d attempts in %v", n, at)
 		}
 	})
+}
+
+// TestImpossibleAnswer: a receiver that says what it cannot have is not sent to.
+func TestImpossibleAnswer(t *testing.T) {
+	for name, bad := range map[string]wire.StreamAnswer{
+		"owed beyond all numbers": {Owed: math.MaxUint64},
+		"applied what it has not": {Stored: 1, Durable: 1, Applied: 2},
+		"a log of less than none": {Capacity: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var frames atomic.Int64
+			dial := peer(t, func(wire.StreamHello) (any, error) { return bad, nil }, func(c *wire.Conn) {
+				drain(c, func(wire.Type, record.Seq, record.Seq) { frames.Add(1) })
+			})
+			s := run(t, Config{Source: newSteady(10), Dial: dial, Retry: time.Millisecond, Heartbeat: time.Millisecond})
+			eventually(t, "tried again and again", func() bool { return s.Status().Attempts > 3 })
+			st := s.Status()
+			if st.State != StateDown || !strings.Contains(st.BlockedOn, "the receiver says") || st.Heard || frames.Load() != 0 {
+				t.Fatalf("%d frames were sent, status %+v", frames.Load(), st)
+			}
+		})
+	}
 }

@@ -36,7 +36,7 @@ type session struct {
 }
 
 // start takes over what the receiver has.
-func (t *session) start(a answer) error {
+func (t *session) start(a wire.StreamAnswer) error {
 	s := t.s
 	has := wire.Ack{Stored: a.Stored, Durable: a.Durable, Applied: a.Applied}
 	if row := t.table[len(t.table)-1]; row.Closed && has.Stored > row.Last {

@@ -41,6 +41,7 @@ type Status struct {
 	BlockedOn string // empty: nothing holds it up
 	Attempts  int64  // connections tried
 	LastHeard time.Time
+	RefusedAt record.Seq // what the receiver had stored when it refused the stream last
 
 	Sent           record.Seq
 	Has            wire.Ack      // what the receiver has said last
@@ -81,16 +82,20 @@ func (s *Sender) Status() Status {
 	return st
 }
 
-// down notes why there is no stream.
-func (s *Sender) down(err error) {
+// down notes why there is no stream: conn is that of the one that has ended, nil if the attempt has led to none. While
+// another is open, as when push and pull have been changed for each other, it says nothing.
+func (s *Sender) down(conn *wire.Conn, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.conn != conn {
+		return
+	}
 	was := s.status
 	s.status.State, s.status.Reason = StateDown, ""
 	var ref *Refusal
 	if errors.As(err, &ref) && ref.Reason != string(wire.KindUnavailable) {
 		s.status.State, s.status.Reason = StateRefused, ref.Reason
-		s.status.ReceiversTable = ref.Table
+		s.status.ReceiversTable, s.status.RefusedAt = ref.Table, ref.Stored
 	}
 	s.status.BlockedOn = err.Error()
 	if was.State != s.status.State || was.BlockedOn != s.status.BlockedOn {
@@ -108,32 +113,9 @@ func (s *Sender) become(state State, blockedOn string) {
 	s.status.State, s.status.Reason, s.status.BlockedOn = state, "", blockedOn
 }
 
-// hello and answer are the parameters of a stream's hello, both ways; the receiver has its own words for them.
-type hello struct {
-	Epoch record.EpochID `json:"epoch"`
-	Table record.Table   `json:"table"`
-	// Compress has the methods that this side may use; the answer, those that the receiver can read.
-	Compress []string `json:"compress,omitempty"`
-}
-
-type answer struct {
-	Stored  record.Seq   `json:"stored"`
-	Durable record.Seq   `json:"durable"`
-	Applied record.Seq   `json:"applied"`
-	Owed    record.Seq   `json:"owed"` // records up to here come from an older source
-	Table   record.Table `json:"table"`
-
-	Compress []string `json:"compress"`
-	Capacity int64    `json:"capacity,omitempty"` // bytes that the log there can hold
-}
-
 // Refusal is the receiver's reason for not serving the stream.
 type Refusal struct {
-	Reason  string       `json:"reason"`
-	Table   record.Table `json:"table"` // the receiver's
-	Stored  record.Seq   `json:"stored"`
-	Durable record.Seq   `json:"durable"`
-	Applied record.Seq   `json:"applied"`
+	wire.StreamRefusal
 	message string
 }
 
@@ -146,8 +128,8 @@ func refusalOf(err error) error {
 		return fmt.Errorf("link down: %w", err)
 	}
 	ref := &Refusal{}
-	if len(e.Detail) == 0 || json.Unmarshal(e.Detail, ref) != nil {
-		ref = &Refusal{Reason: string(e.Kind)}
+	if len(e.Detail) == 0 || json.Unmarshal(e.Detail, &ref.StreamRefusal) != nil {
+		ref.StreamRefusal = wire.StreamRefusal{Reason: string(e.Kind)}
 	}
 	ref.message = e.Message
 	return ref
