@@ -20,7 +20,7 @@ func settingsFlags(c *cobra.Command) func() control.SettingsChange {
 	var sendBytes, limit sizeFlag
 	f := c.Flags()
 	f.StringVar(&in.Mode, "mode", "", "async (default), sync or periodic")
-	f.StringVar(&in.Log, "log", "", "at the primary: journal (default), on disk, or queue, in memory with a map of what is being written")
+	f.StringVar(&in.Log, "log", "", "at the primary: journal (default), on disk, or queue, in memory with a map of what is being written; sync needs a journal")
 	f.StringVar(&in.Transfer, "transfer", "", "who dials and says when: push (default), the primary; pull, the secondary")
 	f.StringVar(&in.Retain, "retain", "", "how long the primary keeps a record: until it is applied (default), or transferred: durable in the secondary's journal")
 	f.DurationVar(&interval, "interval", 0, "periodic: from the begin of one copy to that of the next (default 30s)")

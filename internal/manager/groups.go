@@ -12,28 +12,6 @@ import (
 
 const maxPairs = 256 // of a group
 
-// unbuilt are the settings that nodes cannot do yet: refused, never accepted and ignored.
-var unbuilt = []struct {
-	flag string
-	is   func(*control.Settings) bool
-}{
-	{"--mode periodic with --log queue", func(s *control.Settings) bool { return s.Mode == control.ModePeriodic && s.Log == control.LogQueue }},
-}
-
-// changed returns the settings with the change made, if nodes can do all of them.
-func changed(s control.Settings, c *control.SettingsChange) (control.Settings, error) {
-	s, err := c.Apply(s)
-	if err != nil {
-		return s, err
-	}
-	for _, u := range unbuilt {
-		if u.is(&s) {
-			return s, control.NotBuilt(u.flag)
-		}
-	}
-	return s, nil
-}
-
 // newGroup checks a request and fills in the defaults.
 func newGroup(in control.GroupRequest) (control.Group, error) {
 	g := control.Group{Name: in.Name, Primary: in.Primary, Secondary: in.Secondary, NextNumber: 1, Revision: 1,
@@ -50,7 +28,7 @@ func newGroup(in control.GroupRequest) (control.Group, error) {
 		return g, control.Errorf(control.KindUsage, "group %s: primary and secondary are both %s; a copy on the same node "+
 			"protects from nothing", in.Name, in.Primary)
 	}
-	settings, err := changed(control.DefaultSettings(), &in.SettingsChange)
+	settings, err := in.SettingsChange.Apply(control.DefaultSettings())
 	if err != nil {
 		return g, err
 	}
@@ -238,7 +216,7 @@ func (m *Manager) groupSet(ctx context.Context, name string, in control.Settings
 			return nil, err
 		}
 		old := g.V.Settings
-		if g.V.Settings, err = changed(old, &in); err != nil || g.V.Settings == old {
+		if g.V.Settings, err = in.Apply(old); err != nil || g.V.Settings == old {
 			return &g.V, err
 		}
 		if g.V.Log != old.Log {

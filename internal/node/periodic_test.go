@@ -23,7 +23,11 @@ func (r *rig) pair(change func(*control.Settings), volumes int, size, journalA, 
 	g := control.Group{Name: "g", Settings: control.DefaultSettings(), Epoch: 1, Primary: "a", Secondary: "c",
 		PrimaryJournal: "a/jg", SecondaryJournal: "c/jg", Revision: 1}
 	change(&g.Settings)
-	r.call("a", control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: journalA}, nil)
+	if g.Log == control.LogQueue {
+		g.PrimaryJournal, g.SecondaryJournalSize = "", journalC
+	} else {
+		r.call("a", control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: journalA}, nil)
+	}
 	r.call("c", control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: journalC}, nil)
 	for i := range volumes {
 		v := "v" + string(rune('1'+i))
@@ -60,6 +64,22 @@ func every(d time.Duration) func(*control.Settings) {
 
 func async(s *control.Settings) { s.Mode = control.ModeAsync }
 
+// onQueue has the primary keep its log in memory.
+func onQueue(change func(*control.Settings)) func(*control.Settings) {
+	return func(s *control.Settings) {
+		change(s)
+		s.Log = control.LogQueue
+	}
+}
+
+// onEachLog runs the test with either log at the primary.
+func onEachLog(t *testing.T, run func(t *testing.T, with func(func(*control.Settings)) func(*control.Settings))) {
+	t.Run("journal", func(t *testing.T) {
+		run(t, func(change func(*control.Settings)) func(*control.Settings) { return change })
+	})
+	t.Run("queue", func(t *testing.T) { run(t, onQueue) })
+}
+
 func inStep(r *rig) func() bool {
 	return func() bool {
 		c := r.status("c")
@@ -84,11 +104,13 @@ func keepRunning(t *testing.T, l *proof.Load) (stop func()) {
 
 // A periodic group under load: whenever it is looked at in peace, the secondary is a cut; both nodes restart in between;
 // nothing is copied that has not changed; a switch to asynchronous and back copies only that either.
-func TestPeriodic(t *testing.T) {
+func TestPeriodic(t *testing.T) { onEachLog(t, periodic) }
+
+func periodic(t *testing.T, with func(func(*control.Settings)) func(*control.Settings)) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := newRig(t, "a", "c")
-	g, _ := r.pair(every(200*time.Millisecond), 2, 16<<20, 64<<20, 64<<20)
+	g, _ := r.pair(with(every(200*time.Millisecond)), 2, 16<<20, 64<<20, 64<<20)
 	l := proof.New(r.disks("a", 2), proof.Options{Seed: seed, Depth: 8, FlushEvery: 20, Rate: 2000, Span: 4 << 20})
 	ends := r.status("c").Applied
 	stop := keepRunning(t, l)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"gantline/internal/record"
 )
 
 // pumping runs the mirror's stream until the result is called.
@@ -61,8 +63,23 @@ func (m *mirror) lose(rng *rand.Rand, p *site) {
 // TestIntervalsAreCuts: step after step, at rest in between, under load and with deaths of either side anywhere. The
 // follower's image is at every moment exactly that of the last step that it has whole, and no mark is ever lost.
 func TestIntervalsAreCuts(t *testing.T) {
-	rng, seed := seeded(t)
-	p, m := newPair(t, seed, 8<<20)
+	t.Run("journal", func(t *testing.T) {
+		rng, seed := seeded(t)
+		p, m := newPair(t, seed, 8<<20)
+		intervalsAreCuts(t, rng, p, m, load)
+	})
+	t.Run("queue", func(t *testing.T) {
+		rng, seed := seeded(t)
+		p, m := newMemPair(t, seed, 1<<20)
+		p.cfg = Config{SyncDelay: time.Millisecond, SyncBytes: 128 << 10, CheckpointEvery: 5 * time.Millisecond}
+		p.open()
+		m.open()
+		m.subscribe(p)
+		intervalsAreCuts(t, rng, p, m, memLoad)
+	})
+}
+
+func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load func(*rand.Rand, *site, *history, int) (int, error)) {
 	h := &history{}
 	rounds := 40
 	if testing.Short() {
@@ -163,6 +180,11 @@ func TestIntervalsAreCuts(t *testing.T) {
 			t.Fatalf("at the end: %s, %v", m.sub.State(), err)
 		}
 		stop()
+		if streamed { // what came one by one is found again one by one: no step has announced it
+			if err := m.g.Checkpoint(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
 		check("at rest")
 		if !equal(cut, at) {
 			t.Fatalf("round %d: at rest the follower is not what the primary was at %d", i, end)
@@ -194,6 +216,130 @@ func TestIntervalsAreCuts(t *testing.T) {
 	finish(t, p, m)
 	p.close()
 	m.close()
+}
+
+// TestStepCutAnywhere ends the primary behind each record of a step, its begin and its end among them. Short of the end the
+// follower stays exactly at its last cut, with the end it is exactly at the new one; the next step makes both sides equal.
+func TestStepCutAnywhere(t *testing.T) {
+	rng, seed := seeded(t)
+	for _, log := range []string{"journal", "queue"} {
+		t.Run(log, func(t *testing.T) {
+			for upTo := 1; ; upTo++ {
+				if stepCutAt(t, rng, seed, log == "queue", upTo) {
+					return
+				}
+			}
+		})
+	}
+}
+
+// stepCutAt lets upTo records of a step through, then takes the primary away; true: they were all.
+func stepCutAt(t *testing.T, rng *rand.Rand, seed uint64, queue bool, upTo int) (whole bool) {
+	t.Helper()
+	var p *site
+	var m *mirror
+	write := load
+	if queue {
+		p, m = newMemPair(t, seed, 1<<20)
+		p.cfg = Config{SyncDelay: time.Millisecond}
+		p.open()
+		m.open()
+		m.subscribe(p)
+		write = memLoad
+	} else {
+		p, m = newPair(t, seed, 8<<20)
+	}
+	h := &history{}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%d records of the step: %v", upTo, err)
+		}
+	}
+	step := func() {
+		t.Helper()
+		if m.sub.State() == SubSuspended {
+			_, err := m.sub.BeginStep(false)
+			must(err)
+		}
+		stop := m.pumping()
+		must(m.sub.RunCopy(t.Context(), CopyOptions{}))
+		must(p.g.Sync(t.Context()))
+		end, err := m.sub.Rest(t.Context())
+		must(err)
+		must(p.g.Sync(t.Context()))
+		must(m.sub.AwaitEnd(t.Context(), end))
+		stop()
+		must(m.g.Checkpoint(t.Context()))
+	}
+	_, err := write(rng, p, h, 10)
+	must(err)
+	step()
+	cut := images(t, p)
+	same(t, "at rest", cut, images(t, m.site))
+
+	_, err = write(rng, p, h, 8) // marked, and copied in the step
+	must(err)
+	begin, err := m.sub.BeginStep(false)
+	must(err)
+	copied := make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { copied <- m.sub.RunCopy(ctx, CopyOptions{}) }()
+	sent, end, got := 0, record.Seq(0), 0
+	var next [][]byte
+	pass := func() { // takes and acknowledges one more record, if one is there
+		t.Helper()
+		must(p.g.Sync(t.Context()))
+		recs, err := m.sub.Read(begin+record.Seq(sent), 1, 1)
+		must(err)
+		if len(recs) == 0 {
+			return
+		}
+		must(m.take(recs))
+		sent++
+		c := m.jnl.Cursors()
+		must(m.sub.Acked(c.Appended, c.Durable, m.g.Applied()))
+	}
+	for sent < upTo && !whole {
+		select {
+		case err := <-copied:
+			must(err)
+			if got++; got > 1 {
+				t.Fatal("copied twice")
+			}
+			_, err = write(rng, p, h, 3) // in the step, one by one
+			must(err)
+			must(p.g.Sync(t.Context()))
+			next = images(t, p)
+			end, err = m.sub.Rest(t.Context())
+			must(err)
+			_, err = write(rng, p, h, 3) // behind it
+			must(err)
+		default:
+			pass()
+			time.Sleep(50 * time.Microsecond)
+		}
+		whole = end != 0 && m.g.Applied() >= end
+	}
+	if whole {
+		cut = next
+	}
+	stop()
+	m.lose(rng, p)
+	same(t, "after the primary's death", cut, images(t, m.site))
+	if rng.IntN(2) == 0 {
+		m.crash()
+		m.open()
+		same(t, "after the follower's death too", cut, images(t, m.site))
+		must(m.applyStored())
+		same(t, "and with its log applied", cut, images(t, m.site))
+	}
+	step()
+	same(t, "behind the next step", images(t, p), images(t, m.site))
+	p.close()
+	m.close()
+	return whole
 }
 
 // A subscriber at rest keeps nothing in the log, and what is written behind the end is marked once, whatever was

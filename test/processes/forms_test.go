@@ -28,8 +28,6 @@ func (f form) refused() string {
 		return "use journal" // what is sent ahead of a flush must outlive the primary's process
 	case f.mode == control.ModeSync && f.transfer == control.TransferPull:
 		return "use push" // hosts would wait for the secondary to ask
-	case f.mode == control.ModePeriodic && f.log == control.LogQueue:
-		return "not built yet"
 	}
 	return ""
 }

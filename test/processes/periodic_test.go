@@ -15,15 +15,25 @@ import (
 // nothing. Live switches to asynchronous and back copy nothing that has not changed.
 func TestPeriodicKilled(t *testing.T) {
 	t.Parallel()
+	periodicKilled(t, (*site.Site).Pair, "128MiB")
+}
+
+// The same with the primary's log in memory.
+func TestPeriodicQueueKilled(t *testing.T) {
+	t.Parallel()
+	periodicKilled(t, (*site.Site).PairOnQueue, "256MiB") // whatever is in doubt after a death is one step
+}
+
+func periodicKilled(t *testing.T, pair func(*site.Site, string, int, int64, string, ...string) *site.Made, journal string) {
 	seed := site.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 9))
 	s := site.Start(t, nil)
-	g := s.Pair("db", 2, 64*mib, "128MiB")
+	g := pair(s, "db", 2, 64*mib, journal)
 	s.Do("group", "set", "db", "--mode", "periodic", "--interval", "300ms")
 	if v := s.Group("db"); v.Mode != "periodic" || v.IntervalSeconds != 0.3 {
 		t.Fatalf("mode %s, interval %v s", v.Mode, v.IntervalSeconds)
 	}
-	if r := s.CLI("migrate start db --to b"); r.Code != 4 || !strings.Contains(r.Err, "periodic") {
+	if r := s.CLI("migrate start db --to b"); r.Code != 4 || !strings.Contains(r.Err, "periodic") && !strings.Contains(r.Err, "queue") {
 		t.Errorf("a move of a periodic group: %v", r)
 	}
 	load := proof.New(s.FirmDisks(s.G, g), proof.Options{Seed: seed, Depth: 16, FlushEvery: 20, Rate: 1000, Span: 16 * mib})
