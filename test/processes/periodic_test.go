@@ -21,7 +21,7 @@ func TestPeriodicKilled(t *testing.T) {
 // The same with the primary's log in memory.
 func TestPeriodicQueueKilled(t *testing.T) {
 	t.Parallel()
-	periodicKilled(t, (*site.Site).PairOnQueue, "256MiB") // whatever is in doubt after a death is one step
+	periodicKilled(t, (*site.Site).PairOnQueue, "640MiB") // whatever is in doubt after a death is one step: at most all
 }
 
 func periodicKilled(t *testing.T, pair func(*site.Site, string, int, int64, string, ...string) *site.Made, journal string) {
