@@ -47,6 +47,9 @@ type Request struct {
 	Number  uint64
 	Floor   uint64
 
+	// Began is when a volume took the request, in nanoseconds of its own monotonic clock; 0: none has yet. For figures only.
+	Began int64
+
 	Extents []Extent // OpExtents: the answer
 	Err     error    // the answer
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"gantline/internal/block"
+	"gantline/internal/latency"
 	"gantline/internal/record"
 )
 
@@ -38,8 +39,11 @@ type Journal struct {
 	syncing  bool
 	writable bool
 	lives    uint64 // Cut and Reset so far
+	synced   uint64 // records that a sync has made durable in this run
 	broken   error
 	closed   bool
+
+	syncs latency.Histogram
 }
 
 // Cursors of a journal: Trimmed ≤ Durable ≤ Appended.

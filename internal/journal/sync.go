@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+	"time"
 
 	"gantline/internal/block"
+	"gantline/internal/latency"
 	"gantline/internal/record"
 )
 
@@ -40,13 +42,24 @@ func (j *Journal) syncOnce() {
 	goal, dirty, lives := j.appended, j.dirty, j.lives
 	j.dirty = 0
 	j.mu.Unlock()
+	began := time.Now()
 	err := j.flush(dirty)
+	j.syncs.Observe(time.Since(began), 1)
 	j.mu.Lock()
 	j.syncing = false
 	if err == nil && lives == j.lives && goal > j.durable {
+		j.synced += uint64(goal - j.durable)
 		j.durable = goal
 	}
 	j.wake.Broadcast()
+}
+
+// Syncs says how long syncs for records have taken in this run, and how many records they have made durable. A sync of a
+// journal on several devices counts once.
+func (j *Journal) Syncs() (syncs latency.Snapshot, records uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.syncs.Snapshot(), j.synced
 }
 
 // flush syncs the devices in mask, several at once. Nothing counts as durable before all of them are: an entry on one

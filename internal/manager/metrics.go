@@ -37,12 +37,28 @@ var (
 	descCursor      = groupDesc("sequence", "Newest sequence by cursor: appended, durable, sent, acked, applied.", "cursor")
 	descCopyDone    = groupDesc("copy_done_bytes", "Bytes done of the copy under way.", "kind")
 	descCopyTotal   = groupDesc("copy_total_bytes", "Bytes of the copy under way.", "kind")
+	descCopyLeft    = groupDesc("copy_left_seconds", "Time left of the copy under way, at its mean rate.", "kind")
+	descBlocked     = groupDesc("blocked", "1 for what holds the group's copying up, if anything does; numbers in it are written N.", "reason")
+	descOverruns    = groupDesc("overruns_total", "Intervals of a periodic group that were over before their copy.")
+	descRPO         = groupDesc("rpo_seconds", "The group's --rpo; 0: none.")
+	descEpoch       = groupDesc("epoch", "Epoch of the group.")
+
+	descMove    = moveDesc("phase", "1 for the phase of a group's latest move.", "group", "phase")
+	descRegions = moveDesc("regions", "Regions of a move at its target: all of them, and those that are there durably.", "which")
+	descMoved   = moveDesc("bytes_total", "Bytes that a move's target has fetched, in background or on demand.", "kind")
+	descPause   = moveDesc("pause_seconds", "How long a move's target has held hosts' requests.")
+
+	descProblems = prometheus.NewDesc("gantline_problems", "Lines that `status` shows as problems; 0: healthy.", nil, nil)
 
 	descRevision = prometheus.NewDesc("gantline_store_revision", "Revision of the store.", nil, nil)
 )
 
 func groupDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("gantline_group_"+name, help, append([]string{"group"}, labels...), nil)
+}
+
+func moveDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("gantline_migration_"+name, help, append([]string{"migration"}, labels...), nil)
 }
 
 func newMetrics(m *Manager) *metrics {
@@ -59,7 +75,8 @@ func (x *metrics) handler() http.Handler {
 func (x *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descUp, descObjects, descMigrations, descRevision, descState, descLinkUp, descLate,
 		descStopped, descConsistent, descLagWrites, descLagBytes, descLagSeconds, descChanged, descWAN, descJournalUsed,
-		descJournalSize, descCursor, descCopyDone, descCopyTotal} {
+		descJournalSize, descCursor, descCopyDone, descCopyTotal, descCopyLeft, descBlocked, descOverruns, descRPO, descEpoch,
+		descMove, descRegions, descMoved, descPause, descProblems} {
 		ch <- d
 	}
 }
@@ -100,47 +117,77 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descMigrations, float64(n), phase)
 	}
 	gauge(descRevision, float64(revision))
-	x.groups(ctx, gauge)
-}
-
-// groups shows what `group show` and `link show` do; what is not known is left out.
-func (x *metrics) groups(ctx context.Context, gauge func(*prometheus.Desc, float64, ...string)) {
-	groups, err := x.m.groupViews(ctx, "")
+	count := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	status, err := x.m.statusView(ctx)
 	if err != nil {
 		return
 	}
-	for i := range groups {
-		g := &groups[i]
-		if g.State != nil {
-			gauge(descState, 1, g.Name, *g.State)
+	gauge(descProblems, float64(len(status.Problems)))
+	for i := range status.Groups {
+		groupMetrics(&status.Groups[i], gauge, count)
+	}
+	for i := range status.Migrations {
+		if mg := &status.Migrations[i]; latestOf(status.Groups, mg.Group) == mg.ID {
+			moveMetrics(mg, gauge, count)
 		}
-		if g.Link != nil {
-			gauge(descLinkUp, is(*g.Link == control.StateUp), g.Name)
+	}
+}
+
+// figure takes a figure of a metric.
+type figure func(d *prometheus.Desc, v float64, labels ...string)
+
+// moveMetrics shows what `migrate show` does.
+func moveMetrics(mg *control.MigrationView, gauge, count figure) {
+	gauge(descMove, 1, mg.ID, mg.Group, mg.Phase)
+	known(gauge, descRegions, mg.Regions.Total, mg.ID, "total")
+	known(gauge, descRegions, mg.Regions.Present, mg.ID, "present")
+	known(count, descMoved, mg.Bytes.Background, mg.ID, "background")
+	known(count, descMoved, mg.Bytes.OnDemand, mg.ID, "on-demand")
+	if mg.PauseMS != nil {
+		gauge(descPause, *mg.PauseMS/1000, mg.ID)
+	}
+}
+
+// groupMetrics shows what `group show` does; what is not known is left out.
+func groupMetrics(g *control.GroupView, gauge, count figure) {
+	gauge(descEpoch, float64(g.Epoch), g.Name)
+	gauge(descRPO, g.RPOSeconds, g.Name)
+	if g.BlockedOn != nil && *g.BlockedOn != "" {
+		gauge(descBlocked, 1, g.Name, control.Reason(*g.BlockedOn))
+	}
+	known(count, descOverruns, g.Overruns, g.Name)
+	if g.State != nil {
+		gauge(descState, 1, g.Name, *g.State)
+	}
+	if g.Link != nil {
+		gauge(descLinkUp, is(*g.Link == control.StateUp), g.Name)
+	}
+	for _, b := range []struct {
+		d *prometheus.Desc
+		v *bool
+	}{{descLate, g.Late}, {descStopped, g.Stopped}, {descConsistent, g.Consistent}} {
+		if b.v != nil {
+			gauge(b.d, is(*b.v), g.Name)
 		}
-		for _, b := range []struct {
-			d *prometheus.Desc
-			v *bool
-		}{{descLate, g.Late}, {descStopped, g.Stopped}, {descConsistent, g.Consistent}} {
-			if b.v != nil {
-				gauge(b.d, is(*b.v), g.Name)
-			}
-		}
-		known(gauge, descLagWrites, g.Lag.Writes, g.Name)
-		known(gauge, descLagBytes, g.Lag.Bytes, g.Name)
-		known(gauge, descLagSeconds, g.Lag.Seconds, g.Name)
-		known(gauge, descChanged, g.ChangedBytes, g.Name)
-		known(gauge, descWAN, g.WANBytesSent, g.Name)
-		known(gauge, descJournalUsed, g.Journal.UsedBytes, g.Name)
-		known(gauge, descJournalSize, g.Journal.CapacityBytes, g.Name)
-		known(gauge, descCursor, g.Sequence.Appended, g.Name, "appended")
-		known(gauge, descCursor, g.Sequence.Durable, g.Name, "durable")
-		known(gauge, descCursor, g.Sequence.Sent, g.Name, "sent")
-		known(gauge, descCursor, g.Sequence.Acked, g.Name, "acked")
-		known(gauge, descCursor, g.SecondarySequence.Applied, g.Name, "applied")
-		if c := g.Copy; c != nil {
-			gauge(descCopyDone, float64(c.BytesDone), g.Name, c.Kind)
-			gauge(descCopyTotal, float64(c.BytesTotal), g.Name, c.Kind)
-		}
+	}
+	known(gauge, descLagWrites, g.Lag.Writes, g.Name)
+	known(gauge, descLagBytes, g.Lag.Bytes, g.Name)
+	known(gauge, descLagSeconds, g.Lag.Seconds, g.Name)
+	known(gauge, descChanged, g.ChangedBytes, g.Name)
+	known(gauge, descWAN, g.WANBytesSent, g.Name)
+	known(gauge, descJournalUsed, g.Journal.UsedBytes, g.Name)
+	known(gauge, descJournalSize, g.Journal.CapacityBytes, g.Name)
+	known(gauge, descCursor, g.Sequence.Appended, g.Name, "appended")
+	known(gauge, descCursor, g.Sequence.Durable, g.Name, "durable")
+	known(gauge, descCursor, g.Sequence.Sent, g.Name, "sent")
+	known(gauge, descCursor, g.Sequence.Acked, g.Name, "acked")
+	known(gauge, descCursor, g.SecondarySequence.Applied, g.Name, "applied")
+	if c := g.Copy; c != nil {
+		gauge(descCopyDone, float64(c.BytesDone), g.Name, c.Kind)
+		gauge(descCopyTotal, float64(c.BytesTotal), g.Name, c.Kind)
+		known(gauge, descCopyLeft, c.ETASeconds, g.Name, c.Kind)
 	}
 }
 
@@ -152,8 +199,8 @@ func is(b bool) float64 {
 }
 
 // known shows a figure, unless nobody can tell it now.
-func known[N int64 | uint64 | float64](gauge func(*prometheus.Desc, float64, ...string), d *prometheus.Desc, v *N, labels ...string) {
+func known[N int64 | uint64 | float64](show figure, d *prometheus.Desc, v *N, labels ...string) {
 	if v != nil {
-		gauge(d, float64(*v), labels...)
+		show(d, float64(*v), labels...)
 	}
 }

@@ -2,15 +2,12 @@ package node
 
 import (
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"gantline/internal/block"
 	"gantline/internal/control"
-	"gantline/internal/proof"
 )
 
 // A history of one group, and what is told of it.
@@ -96,32 +93,4 @@ func TestLateAndLinkAreTold(t *testing.T) {
 	r.waitFor("over", func() bool {
 		return strings.Contains(told(), "link-up") && strings.Contains(told(), "in-time") && !r.status("a").Late
 	})
-}
-
-// What a node shows for scraping: cursors, lag, state, and what hosts have asked.
-func TestMetrics(t *testing.T) {
-	r := newRig(t, "a", "c")
-	r.nodes["a"].cfg.HTTP = "127.0.0.1:0"
-	var addr string
-	r.stop("a")
-	r.http = &addr
-	r.start("a")
-	r.group(1, 16<<20)
-	runFor(t, proof.New(r.disks("a", 1), proof.Options{Seed: 5, Depth: 4, ReadPercent: 20, FlushEvery: 10}), 200*time.Millisecond)
-	res, err := http.Get("http://" + addr + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	raw, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatal(res.Status, err)
-	}
-	for _, want := range []string{`gantline_group_state{group="g",role="primary",state="paired"} 1`, `gantline_group_lag_seconds{group="g"}`,
-		`gantline_group_sequence{cursor="sent",group="g"}`, `gantline_volume_host_requests_total{op="flush",volume="v1"}`,
-		`gantline_volume_host_bytes_total{op="write",volume="v1"}`, `gantline_group_link_rtt_seconds{group="g"}`, `gantline_group_late{group="g"} 0`} {
-		if !strings.Contains(string(raw), want) {
-			t.Errorf("no %s in\n%s", want, raw)
-		}
-	}
 }

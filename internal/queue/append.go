@@ -2,7 +2,9 @@ package queue
 
 import (
 	"fmt"
+	"time"
 
+	"gantline/internal/latency"
 	"gantline/internal/record"
 )
 
@@ -172,7 +174,10 @@ func (q *Queue) flush(enough record.Seq) (record.Seq, error) {
 	if enough != 0 && durable >= enough {
 		return durable, nil
 	}
-	if err := q.back.Flush(); err != nil {
+	began := time.Now()
+	err = q.back.Flush()
+	q.syncs.Observe(time.Since(began), 1)
+	if err != nil {
 		return 0, q.fail(err)
 	}
 	if low { // here nobody who writes waits for it
@@ -185,8 +190,19 @@ func (q *Queue) flush(enough record.Seq) (record.Seq, error) {
 	if err := q.usable(); err != nil {
 		return 0, err
 	}
-	q.durable = max(q.durable, upTo)
+	if upTo > q.durable {
+		q.synced += uint64(upTo - q.durable)
+		q.durable = upTo
+	}
 	return q.durable, nil
+}
+
+// Syncs says how long flushes of the devices for records have taken in this run, and how many records they have made
+// durable.
+func (q *Queue) Syncs() (syncs latency.Snapshot, records uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.syncs.Snapshot(), q.synced
 }
 
 // Read returns records from `from` on: one at least, at most maxRecords, and no more than maxBytes of data beyond the

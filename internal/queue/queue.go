@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"gantline/internal/block"
+	"gantline/internal/latency"
 	"gantline/internal/record"
 )
 
@@ -54,6 +55,9 @@ type Queue struct {
 	writable bool
 	broken   error
 	closed   bool
+	synced   uint64 // records that a flush has made durable in this run
+
+	syncs latency.Histogram
 }
 
 // Open goes on with a queue whose state is on dev, which it takes over; on an error dev stays the caller's. Records of

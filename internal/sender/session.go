@@ -281,7 +281,11 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	}
 	t.mark = mark
 	t.asks.answered()
-	err = t.conn.WritePacked(wire.Batch{Mark: mark, Urgent: t.urge(last), Records: recs}, t.method(), &t.packer)
+	size, err := t.conn.WritePacked(wire.Batch{Mark: mark, Urgent: t.urge(last), Records: recs}, t.method(), &t.packer)
+	s.mu.Lock()
+	s.status.BatchBytes += int64(wire.BatchSize(len(recs), bytes))
+	s.status.FrameBytes += int64(size)
+	s.mu.Unlock()
 	t.count()
 	return err
 }

@@ -43,17 +43,19 @@ type Status struct {
 	LastHeard time.Time
 	RefusedAt record.Seq // what the receiver had stored when it refused the stream last
 
-	Sent           record.Seq
-	Has            wire.Ack      // what the receiver has said last
-	Heard          bool          // it has said something in this run
-	RTT            time.Duration // of the open stream, 0: not known
-	Connections    int           // of the open stream
-	FlightRecords  int
-	FlightBytes    int
-	StopAt         record.Seq
-	Drained        bool
-	Capacity       int64        // bytes that the receiver's log can hold, as it has said last; 0: it has not
-	ReceiversTable record.Table // as of its last answer or refusal
+	Sent          record.Seq
+	Has           wire.Ack      // what the receiver has said last
+	Heard         bool          // it has said something in this run
+	RTT           time.Duration // of the open stream, 0: not known
+	Connections   int           // of the open stream
+	FlightRecords int
+	// Of all batches sent: bytes of their frames before compression and after.
+	BatchBytes, FrameBytes int64
+	FlightBytes            int
+	StopAt                 record.Seq
+	Drained                bool
+	Capacity               int64        // bytes that the receiver's log can hold, as it has said last; 0: it has not
+	ReceiversTable         record.Table // as of its last answer or refusal
 }
 
 // Status never waits for the network.

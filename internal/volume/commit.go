@@ -51,17 +51,19 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 	g.mu.Unlock()
 
 	m.want(b)
-	answered := 0
+	answered, now := 0, clock()
 	for i, r := range b.reqs {
 		switch {
 		case r == nil: // held
 			continue
 		case i >= n:
+			p.count(r, now)
 			r.Finish(err)
 		case r.Flags&block.FlagFUA != 0:
 			g.waitDurable(p, r, b.recs[i].Seq, b)
 			continue
 		default:
+			p.count(r, now)
 			r.Finish(nil)
 		}
 		answered++
@@ -74,6 +76,7 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 			g.waitDurable(p, r, g.Tip(), b)
 			continue
 		}
+		p.count(r, now)
 		r.Finish(r.Err)
 		answered++
 	}

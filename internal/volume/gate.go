@@ -13,6 +13,7 @@ import (
 // has been answered or held, so that a change can wait for exactly those that came in under the old mode.
 type period struct {
 	mode     Mode
+	waits    *waits            // of the volume
 	relay    block.Target      // ModeThrough
 	moved    *block.MovedError // ModeMoved
 	inflight atomic.Int64
@@ -21,7 +22,23 @@ type period struct {
 	idle     chan struct{} // closed when retired and nothing is in flight
 }
 
-func newPeriod(m Mode) *period { return &period{mode: m, idle: make(chan struct{})} }
+func newPeriod(m Mode, w *waits) *period {
+	return &period{mode: m, waits: w, idle: make(chan struct{})}
+}
+
+// finish answers a request that was executed in the period and has it leave. now: see clock.
+func (p *period) finish(r *block.Request, err error, now int64) {
+	p.count(r, now)
+	r.Finish(err)
+	p.leave(1)
+}
+
+// count counts a request that is about to be answered.
+func (p *period) count(r *block.Request, now int64) {
+	if p.mode != ModeMoved { // what it answers is another node's fetch, not a host's
+		p.waits.observe(r, now)
+	}
+}
 
 func (p *period) leave(n int) {
 	if n != 0 && p.inflight.Add(-int64(n)) == 0 && p.retired.Load() {
@@ -130,7 +147,8 @@ func (g *gate) takeBack(h heldRequest) bool {
 func (g *gate) change(m Mode, run func(p *period, epoch uint64, reqs []*block.Request)) {
 	g.changing.Lock()
 	defer g.changing.Unlock()
-	next := newPeriod(m)
+	old := g.current.Load()
+	next := newPeriod(m, old.waits)
 	g.mu.Lock()
 	next.relay = g.relay
 	next.moved = g.successor
@@ -145,7 +163,6 @@ func (g *gate) change(m Mode, run func(p *period, epoch uint64, reqs []*block.Re
 			g.mu.Lock()
 		}
 	}
-	old := g.current.Load()
 	g.current.Store(next)
 	g.releasing = false
 	g.moved.Broadcast()
@@ -203,7 +220,7 @@ func (g *gate) renew() {
 	defer g.changing.Unlock()
 	g.mu.Lock()
 	old := g.current.Load()
-	next := newPeriod(old.mode)
+	next := newPeriod(old.mode, old.waits)
 	next.relay, next.moved = old.relay, old.moved
 	g.current.Store(next)
 	g.moved.Broadcast()

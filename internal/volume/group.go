@@ -114,6 +114,7 @@ type Group struct {
 
 	tip     atomic.Uint64 // newest sequence in the log (serving) or applied (following) whose effect is in the caches
 	cached  atomic.Int64
+	waited  atomic.Uint64 // submissions that found the cache full
 	roomMu  sync.Mutex
 	room    *sync.Cond
 	running atomic.Bool // the loops behind the writes run
@@ -299,11 +300,28 @@ func (g *Group) Epoch() uint64 {
 // CachedBytes is what has not reached the devices yet.
 func (g *Group) CachedBytes() int64 { return g.cached.Load() }
 
+// Memory is what a group keeps in memory, in bytes.
+type Memory struct {
+	Cached, CacheLimit int64  // not on the devices yet; at the limit writers wait
+	Recent             int64  // records kept for subscribers, so that they need not be read from the log
+	RecentLimit        int64  // beyond it the oldest are forgotten
+	Waited             uint64 // submissions of writes that have had to wait for room in the cache, in this run
+}
+
+// Memory may be called at any time.
+func (g *Group) Memory() Memory {
+	g.recentMu.Lock()
+	defer g.recentMu.Unlock()
+	return Memory{Cached: g.cached.Load(), CacheLimit: g.cfg.CacheBytes, Recent: g.recentBytes, RecentLimit: g.cfg.RecentBytes,
+		Waited: g.waited.Load()}
+}
+
 // waitRoom blocks while the cache is at its limit. Where no loop writes back, it does so itself.
 func (g *Group) waitRoom() {
 	if g.cached.Load() < g.cfg.CacheBytes {
 		return
 	}
+	g.waited.Add(1)
 	g.roomMu.Lock()
 	defer g.roomMu.Unlock()
 	for g.cached.Load() >= g.cfg.CacheBytes && g.Err() == nil {

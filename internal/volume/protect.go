@@ -162,7 +162,9 @@ func (g *Group) answerStored() {
 	g.stored = g.stored[:left]
 	g.storedMu.Unlock()
 	var answers block.Answers
+	now := clock()
 	for _, w := range ready {
+		w.p.count(w.r, now)
 		switch {
 		case w.seq <= stored && (failure == nil || stored != record.MaxSeq):
 			answers.Finish(w.r, nil)

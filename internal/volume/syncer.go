@@ -73,19 +73,16 @@ func (g *Group) noteCached(bytes int64) {
 // waitDurable answers r once the log is durable to seq: at once, or by the next sync.
 func (g *Group) waitDurable(p *period, r *block.Request, seq record.Seq, b *batch) {
 	if err := g.Err(); err != nil {
-		r.Finish(g.hostError(err))
-		p.leave(1)
+		p.finish(r, g.hostError(err), clock())
 		return
 	}
 	_, there, refusal := g.replicated()
 	if seq <= min(g.synced(), there) {
-		r.Finish(nil)
-		p.leave(1)
+		p.finish(r, nil, clock())
 		return
 	}
 	if refusal != nil {
-		r.Finish(refusal)
-		p.leave(1)
+		p.finish(r, refusal, clock())
 		return
 	}
 	g.waitMu.Lock()
@@ -185,7 +182,9 @@ func (g *Group) completeWaiters() {
 	g.waiting = keep
 	g.waitMu.Unlock()
 	var answers block.Answers
+	now := clock()
 	for _, w := range ready {
+		w.p.count(w.r, now)
 		if failure != nil && w.seq > durable {
 			answers.Finish(w.r, failure)
 		} else {

@@ -35,6 +35,7 @@ type Volume struct {
 	workers workers
 	closed  atomic.Bool
 	traffic traffic
+	waits   waits
 
 	presence   atomic.Pointer[presence]
 	background sync.WaitGroup // requests that came back from the relay and execute here
@@ -71,7 +72,7 @@ func NewVolume(name string, dev block.Device, opt Options) *Volume {
 	v := &Volume{name: name, dev: dev, size: dev.Size()}
 	v.gate.maxHeld, v.gate.maxBytes = opt.HoldRequests, opt.HoldBytes
 	v.gate.moved = sync.NewCond(&v.gate.mu)
-	v.gate.current.Store(newPeriod(opt.Mode))
+	v.gate.current.Store(newPeriod(opt.Mode, &v.waits))
 	v.workers.limit = opt.Readers
 	v.workers.v = v
 	v.lone.done = newDoneTable()
@@ -155,6 +156,7 @@ func (v *Volume) Submit(reqs []*block.Request) { v.SubmitAt(0, reqs) }
 // SubmitAt is Submit for requests that state the epoch their sender believes in; 0: none. A higher epoch than the one
 // the group serves in means that this node missed a change of owner: the answer is `moved`, checked when applying.
 func (v *Volume) SubmitAt(epoch uint64, reqs []*block.Request) {
+	begin(reqs)
 	for len(reqs) > 0 {
 		p := v.gate.enter(len(reqs))
 		if p.mode == ModePending {
@@ -200,13 +202,13 @@ func (v *Volume) answerMoved(p *period, reqs []*block.Request) {
 	for _, r := range reqs {
 		if r.Flags&block.FlagFetch != 0 && (r.Op == block.OpRead || r.Op == block.OpExtents) {
 			if err := v.check(r); err != nil {
-				v.finish(p, r, err)
+				v.refuse(p, []*block.Request{r}, err)
 				continue
 			}
 			v.read(p, r)
 			continue
 		}
-		v.finish(p, r, p.movedError(v.name))
+		v.refuse(p, []*block.Request{r}, p.movedError(v.name))
 	}
 }
 
@@ -217,10 +219,8 @@ func (p *period) movedError(volume string) error {
 	return &block.MovedError{Volume: volume}
 }
 
-func (v *Volume) finish(p *period, r *block.Request, err error) {
-	r.Finish(err)
-	p.leave(1)
-}
+// finish answers a request that was executed, and counts how long that has taken.
+func (v *Volume) finish(p *period, r *block.Request, err error) { p.finish(r, err, clock()) }
 
 // check refuses requests that no mode may execute.
 func (v *Volume) check(r *block.Request) error {

@@ -206,13 +206,16 @@ func (c *Conn) Batch() (Batch, error) {
 
 // WriteBatch writes a batch as one frame and waits while too much is queued. The records' checksums are taken for those of
 // their data: wherever a byte of it has changed since, the receiver will find it.
-func (c *Conn) WriteBatch(b Batch) error { return c.WritePacked(b, MethodNone, nil) }
+func (c *Conn) WriteBatch(b Batch) error {
+	_, err := c.WritePacked(b, MethodNone, nil)
+	return err
+}
 
-// WritePacked is WriteBatch with the frame compressed by m where p finds that of use.
-func (c *Conn) WritePacked(b Batch, m Method, p *Packer) error {
+// WritePacked is WriteBatch with the frame compressed by m where p finds that of use. It returns the frame's size in bytes.
+func (c *Conn) WritePacked(b Batch, m Method, p *Packer) (size int, err error) {
 	parts, err := EncodeBatch(b)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	sums := make([]uint32, 1, len(parts))
 	sums[0] = record.Checksum(parts[0])
@@ -223,10 +226,13 @@ func (c *Conn) WritePacked(b Batch, m Method, p *Packer) error {
 	}
 	if m != MethodNone {
 		if packed, ok := p.Pack(m, parts, sums); ok {
-			return c.WriteFrame(TypePacked, packed)
+			return headerSize + len(packed), c.WriteFrame(TypePacked, packed)
 		}
 	}
-	return c.writeFrame(TypeBatch, parts, sums)
+	for _, p := range parts {
+		size += len(p)
+	}
+	return headerSize + size, c.writeFrame(TypeBatch, parts, sums)
 }
 
 // EncodeAck and its like return the body of their frame.
