@@ -31,6 +31,10 @@ func (n *Node) verifyGroup(in control.GroupVerify) (control.VerifyStatus, error)
 		}
 		return *running, nil
 	}
+	if !g.sampling.TryLock() { // the secondary keeps what it has found of one run
+		return control.VerifyStatus{}, refused("group %s: a pair that is said to be equal is being compared: repeat the command", in.Name)
+	}
+	defer g.sampling.Unlock() // from here on the other way round: checkPair
 	if st := g.status(); st.State != "paired" || g.settings().Mode == control.ModePeriodic {
 		return control.VerifyStatus{}, refused("group %s is %s, %s: only what is in the stream can be compared; wait until it is paired%s",
 			in.Name, g.settings().Mode, st.State, map[bool]string{true: ", and set --mode async for the time of the verify"}[g.settings().Mode == control.ModePeriodic])
@@ -156,18 +160,20 @@ func (g *group) verifyAll(ctx context.Context, todo []extent) error {
 }
 
 // lacks takes the secondary out of the stream, to come back by a step; under steer, so that nobody takes the wish for one
-// that was fulfilled.
+// that was fulfilled. Where it has left the stream already, whoever brings it back brings this too.
 func (g *group) lacks(different []extent) error {
 	g.steer.Lock()
 	defer g.steer.Unlock()
-	err := g.n.state.update(func(d *durable) error {
-		if r := d.Groups[g.name]; r != nil {
-			r.Resume, r.AtOnce = true, false
+	if g.sub.State() == volume.SubStreaming {
+		err := g.n.state.update(func(d *durable) error {
+			if r := d.Groups[g.name]; r != nil {
+				r.Resume, r.AtOnce = true, false
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		return nil
-	})
-	if err != nil {
-		return err
 	}
 	return g.sub.Lacks("a verify has found differences", lacking(different))
 }
@@ -189,7 +195,7 @@ func (g *group) repair(ctx context.Context, different []extent) error {
 			return err
 		}
 		if rec := g.n.state.view().Groups[g.name]; g.sub.State() == volume.SubSuspended && (rec == nil || !rec.Resume) {
-			return errors.New("copying was suspended; what differs stays marked, and the next resume copies it")
+			return errors.New("copying was suspended meanwhile; what differs stays marked, and is copied when copying goes on")
 		}
 		select {
 		case <-ctx.Done():

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -154,4 +155,40 @@ func TestVerifyEndsClearly(t *testing.T) {
 		t.Fatalf("the primary stopped meanwhile: %+v", st)
 	}
 	t.Log(st.Error)
+}
+
+// TestRepairOfSuspendedGroup: the group was suspended by command after the comparison and before the repair: what differs
+// is marked, the repair ends and says so, and the command stands until the next one.
+func TestRepairOfSuspendedGroup(t *testing.T) {
+	r := newRig(t, "a", "c")
+	r.group(1, 16<<20)
+	r.waitFor("in step", func() bool { s := r.status("a"); return s.Applied == s.Appended })
+	r.call("a", control.CallGroupSuspend, control.GroupSuspend{Name: "g"}, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := r.nodes["a"].node.group("g").repair(ctx, []extent{{1, 65536, 65536}}); err == nil || ctx.Err() != nil {
+		t.Fatalf("repair: %v", err)
+	}
+	if st := r.status("a"); st.State != "suspended" || st.ChangedBytes != 65536 || st.BlockedOn != byCommand {
+		t.Fatalf("%+v", st)
+	}
+	r.call("a", control.CallGroupResume, control.GroupResume{Name: "g"}, nil)
+	r.waitFor("paired", func() bool { s := r.status("a"); return s.State == "paired" && s.ChangedBytes == 0 })
+}
+
+// TestVerifyBesideSampling: a secondary keeps what it has found of one run, so a verify does not begin while samples of a
+// pair are compared.
+func TestVerifyBesideSampling(t *testing.T) {
+	r := newRig(t, "a", "c")
+	r.group(1, 1<<20)
+	g := r.nodes["a"].node.group("g")
+	g.sampling.Lock()
+	err := r.try("a", control.CallGroupVerify, control.GroupVerify{Name: "g"}, nil)
+	g.sampling.Unlock()
+	if err == nil {
+		t.Fatal("a verify has begun beside samples")
+	}
+	if st := r.verify(false); st.State != control.VerifyDone {
+		t.Fatalf("%+v", st)
+	}
 }

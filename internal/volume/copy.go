@@ -229,6 +229,9 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 	if s.g.Role() != RoleServing {
 		return 0, fmt.Errorf("%w: group is %s", ErrRole, s.g.Role())
 	}
+	if s.g.member(m.number) != m {
+		return 0, fmt.Errorf("%w: %d has left group %s", ErrUnknownVolume, m.number, s.g.cfg.Name)
+	}
 	rec := record.Record{
 		Op: record.OpCopy, Flags: flags | record.FlagEmpty, Volume: m.number,
 		Offset: uint64(off), Length: uint32(len(data)), Time: time.Now().UnixNano(),
@@ -432,22 +435,43 @@ func (s *Subscriber) keepFlushed(ctx context.Context, cancel context.CancelCause
 }
 
 func (s *Subscriber) copyVolume(ctx context.Context, cancel context.CancelCauseFunc, n record.VolumeNumber, opt CopyOptions, flags uint8) error {
-	m := s.g.member(n)
-	if m == nil {
+	m, set := s.g.member(n), s.volumes()[n]
+	if m == nil || set == nil {
 		return nil // removed; its marks mean nothing any more
 	}
+	whole := ctx
+	ctx, leave := context.WithCancelCause(whole)
+	defer leave(nil)
 	var hosts calm
 	work := func(ctx context.Context, off, length int64) error {
 		_, err := s.Copy(ctx, n, off, length, flags)
+		if errors.Is(err, ErrUnknownVolume) {
+			leave(err) // it has left the group: the others are copied
+		}
 		if errors.Is(err, ErrSuspended) || errors.Is(err, ErrFailed) || errors.Is(err, ErrRole) {
 			cancel(err) // nothing that a retry would help
 		}
 		return err
 	}
-	return copier.New(copier.Config{
-		Set: s.volumes()[n], Region: s.cfg.BlockSize, Size: m.vol.size, Work: work,
+	err := copier.New(copier.Config{
+		Set: set, Region: s.cfg.BlockSize, Size: m.vol.size, Work: work,
 		Parallel: opt.Parallel, Limit: opt.Limit, Busy: func() bool { return hosts.busy(s.g.hostOps()) },
 	}).Run(ctx)
+	switch {
+	case whole.Err() != nil:
+		return context.Cause(whole)
+	case errors.Is(err, ErrUnknownVolume):
+		return nil
+	}
+	return err
+}
+
+// left are the marked blocks of a volume that are not on their way; none of one that has left the group.
+func (s *Subscriber) left(n record.VolumeNumber, b *blocks) int64 {
+	if s.g.member(n) == nil {
+		return 0
+	}
+	return b.Left()
 }
 
 // awaitCopies waits until all that was numbered is acknowledged and says whether marks are left to copy.
@@ -470,8 +494,8 @@ func (s *Subscriber) awaitCopies(ctx context.Context) (left bool, err error) {
 	if s.State() == SubSuspended {
 		return false, ErrSuspended
 	}
-	for _, b := range s.volumes() {
-		if b.Left() > 0 {
+	for n, b := range s.volumes() {
+		if s.left(n, b) > 0 {
 			return true, nil
 		}
 	}

@@ -102,7 +102,7 @@ func (s *Subscriber) mayEnd(rest bool) (record.Seq, error) {
 		return 0, fmt.Errorf("%w: %d copied blocks are on their way to subscriber %s", ErrBusy, len(s.copies), s.name)
 	}
 	for n, b := range s.volumes() {
-		if left := b.Left(); state == SubResyncing && left > 0 {
+		if left := s.left(n, b); state == SubResyncing && left > 0 {
 			return 0, fmt.Errorf("%w: volume %d has %d marked blocks left", ErrBusy, n, left)
 		}
 	}
