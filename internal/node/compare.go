@@ -125,6 +125,9 @@ type extent struct {
 // secondary costs time, and never an answer.
 func (g *group) compare(ctx context.Context, todo []extent, progress func(seq record.Seq, bytes int64)) ([]extent, error) {
 	rec := g.n.state.view().Groups[g.name]
+	if rec == nil {
+		return nil, refused("group %s is not on node %s", g.name, g.n.cfg.Name)
+	}
 	digests := g.sub.NewDigests(randomRun())
 	var waiting []volume.Digested
 	var different []extent
@@ -221,6 +224,9 @@ func (g *group) comparable(ctx context.Context) error {
 	}
 	if err := g.serving(); err != nil {
 		return err
+	}
+	if g.running() == nil {
+		return refused("group %s is closed on node %s", g.name, g.n.cfg.Name)
 	}
 	if s := g.sub.State(); s != volume.SubStreaming {
 		return fmt.Errorf("copying is %s: nothing can be compared", s)

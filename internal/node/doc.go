@@ -10,6 +10,7 @@
 //	move*.go      this node's part in a move: source, target, secondary
 //	calls.go      what the manager and other nodes may ask
 //	serve.go      exports and sessions for hosts and gateways
+//	scope.go      goroutines of a group, and what of it changes while it runs
 //	status.go     what it says of itself
 //
 // A role is taken from the manager once, when a group is made; afterwards it changes only by a move, and what this node

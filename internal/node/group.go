@@ -46,19 +46,21 @@ type group struct {
 
 	oldMaps []block.Device // of volumes that have left
 
-	// Primary and source: what feeds the secondary.
+	// Primary and source: what feeds the secondary; under mu. sub is set once, snd and feed are made anew when the group
+	// is reopened.
 	sub  *volume.Subscriber
 	snd  *sender.Sender
 	feed *scope
 
-	// Secondary.
+	// Secondary: under mu, set once.
 	rcv   *receiver.Receiver
 	app   *apply.Loop
 	pulls *pulls
 
 	run *scope // the group's own loops
 
-	// steer is held by who decides whether copying goes on: a command, or the copy loop at the begin of a step.
+	// steer is held by who decides whether copying goes on: a command, or the copy loop at the begin of a step. The group
+	// is not closed meanwhile. Taken before mu.
 	steer    sync.Mutex
 	copyWake chan struct{} // copyLoop looks again
 	period   period
@@ -81,27 +83,6 @@ type group struct {
 type changedMap struct {
 	bits *block.Bitmap
 	dev  block.Device
-}
-
-// scope is a set of goroutines under one context; stop joins them.
-type scope struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	work   sync.WaitGroup
-}
-
-// newScope is not a child of the node's context: a group stops in its own order, after its clients.
-func newScope() *scope {
-	s := &scope{}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	return s
-}
-
-func (s *scope) stop() {
-	if s != nil {
-		s.cancel()
-		s.work.Wait()
-	}
 }
 
 func (n *Node) newGroup(name string) *group {
@@ -249,13 +230,18 @@ func (n *Node) prepareLog(rec *groupRecord) error {
 }
 
 func (g *group) openMaps(rec *groupRecord) error {
-	g.maps = map[uint16]changedMap{}
+	opened := map[uint16]changedMap{}
+	g.mu.Lock()
+	g.maps = opened // close finds those of an opening that fails
+	g.mu.Unlock()
 	for _, m := range rec.Members {
 		bits, dev, err := g.n.openChangedMap(g.name, m.Number, bitsFor(g.n.volume(m.Volume).vol.Size(), markSize))
 		if err != nil {
 			return err
 		}
-		g.maps[m.Number] = changedMap{bits, dev}
+		g.mu.Lock()
+		opened[m.Number] = changedMap{bits, dev}
+		g.mu.Unlock()
 	}
 	return nil
 }
@@ -263,8 +249,10 @@ func (g *group) openMaps(rec *groupRecord) error {
 // close stops everything so that the devices are complete: first what brings records, then what writes them back.
 func (g *group) close() error {
 	g.dropInterval()
-	g.feed.stop()
+	g.stopFeed()
 	g.run.stop()
+	g.steer.Lock() // a command that has begun ends first, later ones find it closed
+	defer g.steer.Unlock()
 	g.mu.Lock()
 	vg, log, maps, intents := g.vg, g.log, g.maps, g.intents
 	oldMaps := g.oldMaps
@@ -292,7 +280,7 @@ func (g *group) release(ctx context.Context, rec *groupRecord, moved map[string]
 	if err := g.applySync(control.DefaultSettings()); err != nil && g.Err() == nil { // nobody is to wait for a copy that ends
 		return err
 	}
-	g.feed.stop()
+	g.stopFeed()
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)
 		if v == nil || g.vg == nil {

@@ -109,7 +109,7 @@ func (g *group) awaitInterval(rec *groupRecord) time.Duration {
 			blocked = err.Error()
 		}
 	}
-	snd := g.snd.Status()
+	snd := g.sender().Status()
 	up := snd.State == sender.StateStreaming || snd.State == sender.StateResync
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -484,9 +484,9 @@ func (n *Node) deregisterSecondary(rec *migrate.Record) error {
 // dead behind it, a restart finds no group to open, and the volumes as they are to be.
 func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*block.MovedError, change func(*durable)) error {
 	g, rec := n.group(name), n.state.view().Groups[name]
-	if g != nil && g.Err() == nil && g.vg != nil {
+	if g != nil && g.Err() == nil && g.running() != nil {
 		// What the devices lack is written while the log still says so.
-		if err := g.vg.Checkpoint(ctx); err != nil {
+		if err := g.running().Checkpoint(ctx); err != nil {
 			return err
 		}
 	}

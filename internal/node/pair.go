@@ -54,7 +54,11 @@ func (n *Node) checkPair(ctx context.Context, in control.PairRef) (control.PairC
 	g.mu.Lock()
 	verifies := g.verify != nil
 	g.mu.Unlock()
-	m := n.state.view().Groups[in.Name].member(in.Number)
+	rec := n.state.view().Groups[in.Name]
+	if rec == nil {
+		return control.PairChecked{}, notFound("group %s is not on node %s", in.Name, n.cfg.Name)
+	}
+	m := rec.member(in.Number)
 	switch {
 	case m == nil:
 		return control.PairChecked{}, notFound("group %s has no volume %d at node %s", in.Name, in.Number, n.cfg.Name)

@@ -106,7 +106,7 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 }
 
 func (g *group) feedFrom(secondary string) {
-	g.feed = newScope()
+	feed := newScope()
 	settings := g.settings()
 	snd := sender.New(sender.Config{
 		Source:  g.sub,
@@ -141,9 +141,8 @@ func (g *group) feedFrom(secondary string) {
 		Logger:   g.n.log,
 	})
 	g.mu.Lock()
-	g.snd = snd
+	g.snd, g.feed = snd, feed
 	g.mu.Unlock()
-	feed := g.feed
 	feed.work.Go(func() { snd.Run(feed.ctx) })
 	feed.work.Go(func() { g.copyLoop(feed.ctx) })
 	feed.work.Go(func() { g.sub.Watch(feed.ctx, g.linked) })
@@ -152,10 +151,7 @@ func (g *group) feedFrom(secondary string) {
 
 func (g *group) subscriberEvent(e volume.SubscriberEvent) {
 	g.n.log.Info("copying changed state", "group", g.name, "state", e.State, "cause", e.Reason)
-	g.mu.Lock()
-	snd := g.snd
-	g.mu.Unlock()
-	if snd != nil {
+	if snd := g.sender(); snd != nil {
 		snd.Wake()
 	}
 	g.pokeCopy()
@@ -262,7 +258,7 @@ func (g *group) copyOnce(ctx context.Context) (time.Duration, error) {
 // before it, a look at the empty map finishes it.
 func (g *group) initialCopies(ctx context.Context) error {
 	var todo []memberRecord
-	for _, m := range g.n.state.view().Groups[g.name].Members {
+	for _, m := range g.members() {
 		if m.Initial && !m.Equal { // an equal one waits for its samples: checkPair
 			todo = append(todo, m)
 		}
@@ -313,7 +309,7 @@ func (n *Node) feeding(name string) (*group, error) {
 	if err := g.serving(); err != nil {
 		return nil, refused("group %s: %v", name, err)
 	}
-	if g.sub == nil {
+	if sub, _, _ := g.feeds(); sub == nil {
 		return nil, refused("group %s has no pair yet", name)
 	}
 	return g, nil
@@ -323,15 +319,12 @@ func (n *Node) feeding(name string) (*group, error) {
 func (g *group) becomeSource(cut record.Seq) {
 	g.mu.Lock()
 	g.role, g.epoch = control.RoleSource, 0
-	snd := g.snd
+	snd, feed := g.snd, g.feed
 	g.mu.Unlock()
 	if snd != nil {
 		snd.StopAt(cut)
 	}
-	if g.feed != nil {
-		feed := g.feed
-		feed.work.Go(func() { g.noteDrained(feed.ctx) })
-	}
+	feed.begin(func() { g.noteDrained(feed.ctx) })
 }
 
 // resumeSource brings a sealed source back after a restart.
@@ -355,9 +348,7 @@ func (g *group) resumeSource(rec *groupRecord, cut record.Seq) error {
 
 // sealed: the log ends with a fence and no later epoch has been opened here.
 func (g *group) sealed() bool {
-	g.mu.Lock()
-	vg := g.vg
-	g.mu.Unlock()
+	vg := g.running()
 	if vg == nil {
 		return false
 	}
@@ -384,7 +375,7 @@ func (g *group) reopen(ctx context.Context) error {
 			return err
 		}
 	}
-	g.feed.stop()
+	g.stopFeed()
 	if err := g.startPrimary(rec.Spec.Group.Secondary); err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (g *group) resync(ctx context.Context) error {
 }
 
 func (g *group) copyStep(ctx context.Context) error {
-	g.snd.Wake()
+	g.sender().Wake()
 	defer g.watchStep(ctx)()
 	if err := g.sub.RunCopy(ctx, volume.CopyOptions{Parallel: 4}); err != nil {
 		return err
@@ -129,7 +129,7 @@ func (g *group) watchStep(ctx context.Context) (stop func()) {
 				return
 			case <-ticker.C:
 			}
-			st := g.snd.Status()
+			st := g.sender().Status()
 			if st.State == sender.StateRefused && st.Reason == string(receiver.ReasonStep) && g.giveUpStep(st.RefusedAt, st.BlockedOn) {
 				return
 			}
@@ -165,9 +165,12 @@ func (n *Node) suspendGroup(name string) (control.GroupStatus, error) {
 
 // halt stops the copying until it is resumed by command.
 func (g *group) halt() error {
-	g.steer.Lock()
-	defer g.steer.Unlock()
-	err := g.n.state.update(func(d *durable) error {
+	release, err := g.steered()
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = g.n.state.update(func(d *durable) error {
 		if r := d.Groups[g.name]; r != nil {
 			r.Resume, r.AtOnce, r.Halted = false, false, true
 		}
@@ -197,8 +200,11 @@ func (n *Node) resumeGroup(in control.GroupResume) (control.GroupStatus, error) 
 }
 
 func (g *group) goOn(allowInconsistent bool) error {
-	g.steer.Lock()
-	defer g.steer.Unlock()
+	release, err := g.steered()
+	if err != nil {
+		return err
+	}
+	defer release()
 	if g.sub.State() != volume.SubSuspended {
 		return nil
 	}
@@ -223,15 +229,18 @@ const stepShare = 4
 // stepCapacity is the size of the secondary's journal, by which a step is measured, in bytes: as it has said, else as the
 // manager knows it, else that of the journal here, since both are made of one size unless the operator has chosen otherwise.
 func (g *group) stepCapacity() int64 {
-	if g.snd != nil { // nil before the stream has begun
-		if said := g.snd.Status().Capacity; said > 0 {
+	if snd := g.sender(); snd != nil { // nil before the stream has begun
+		if said := snd.Status().Capacity; said > 0 {
 			return said
 		}
 	}
-	if g.que != nil {
-		return g.n.state.view().Groups[g.name].Spec.Group.SecondaryJournalSize
+	g.mu.Lock()
+	que, log := g.que, g.log
+	g.mu.Unlock()
+	if rec := g.n.state.view().Groups[g.name]; que != nil && rec != nil {
+		return rec.Spec.Group.SecondaryJournalSize
 	}
-	_, capacity := g.log.Space()
+	_, capacity := log.Space()
 	return capacity
 }
 
@@ -251,7 +260,7 @@ func (g *group) stepFits() error {
 
 // onlyInitial: no volume's initial copy has ended yet.
 func (g *group) onlyInitial() bool {
-	for _, m := range g.n.state.view().Groups[g.name].Members {
+	for _, m := range g.members() {
 		if !m.Initial {
 			return false
 		}

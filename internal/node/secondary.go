@@ -70,15 +70,15 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	}
 	g.goRun()
 	// A scope of their own, which ends first: who applies may wait for room that only the write-back makes.
-	g.feed = newScope()
+	feed := newScope()
 	g.mu.Lock()
-	g.app, g.rcv = app, rcv
+	g.app, g.rcv, g.feed = app, rcv, feed
 	g.pulls = &pulls{g: g, wake: make(chan struct{}, 1), going: map[string]*pulling{}}
 	g.mu.Unlock()
 	for _, run := range []func(context.Context) error{app.Run, rcv.Run, g.pulls.run} {
-		g.feed.work.Go(func() { g.watch(run) })
+		feed.work.Go(func() { g.watch(feed.ctx, run) })
 	}
-	g.feed.work.Go(func() { preview.run(g.feed.ctx) })
+	feed.work.Go(func() { preview.run(feed.ctx) })
 	return nil
 }
 
@@ -97,8 +97,8 @@ func capacityOf(jnl *journal.Journal) func() int64 {
 	}
 }
 
-func (g *group) watch(run func(context.Context) error) {
-	if err := run(g.feed.ctx); err != nil && g.feed.ctx.Err() == nil {
+func (g *group) watch(ctx context.Context, run func(context.Context) error) {
+	if err := run(ctx); err != nil && ctx.Err() == nil {
 		g.n.log.Error("secondary stopped", "group", g.name, "cause", err)
 		g.fail(err)
 	}
@@ -108,7 +108,10 @@ func (g *group) beliefPath() string { return filepath.Join(g.n.cfg.DataDir, "map
 
 // serveStream takes a stream until it, the node or the group ends.
 func (g *group) serveStream(ctx context.Context, in *wire.Incoming) error {
-	if g.rcv == nil {
+	g.mu.Lock()
+	rcv, feed := g.rcv, g.feed
+	g.mu.Unlock()
+	if rcv == nil {
 		if err := g.Err(); err != nil {
 			return refused("group %s on node %s has failed: %v", g.name, g.n.cfg.Name, err)
 		}
@@ -116,17 +119,18 @@ func (g *group) serveStream(ctx context.Context, in *wire.Incoming) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(g.feed.ctx, cancel)()
-	return g.rcv.Handle(ctx, in)
+	defer context.AfterFunc(feed.ctx, cancel)()
+	return rcv.Handle(ctx, in)
 }
 
 // permit allows epochs that may follow, without a source being forgotten for it.
 func (g *group) permit(ids ...record.EpochID) error {
-	if g.rcv == nil {
+	rcv := g.receiver()
+	if rcv == nil {
 		return refused("group %s on node %s is not a secondary", g.name, g.n.cfg.Name)
 	}
 	for _, id := range ids {
-		if err := g.rcv.Permit(receiver.Permit{Epoch: id}); err != nil {
+		if err := rcv.Permit(receiver.Permit{Epoch: id}); err != nil {
 			return err
 		}
 	}
@@ -134,10 +138,11 @@ func (g *group) permit(ids ...record.EpochID) error {
 }
 
 func (g *group) forbid(id record.EpochID) error {
-	if g.rcv == nil {
+	rcv := g.receiver()
+	if rcv == nil {
 		return nil
 	}
-	return g.rcv.Revoke(id)
+	return rcv.Revoke(id)
 }
 
 // moveSource tells the secondary that the target serves now (S807) and learns how far it is. The fence in the log and
@@ -148,7 +153,7 @@ func (n *Node) moveSource(id string) (control.MigrationStatus, error) {
 		return control.MigrationStatus{}, err
 	}
 	g := n.group(rec.Spec.Group.Name)
-	if g == nil || g.rcv == nil {
+	if g == nil || g.receiver() == nil {
 		return control.MigrationStatus{}, refused("migration %s: node %s is not its secondary", id, n.cfg.Name)
 	}
 	g.pulls.poke()
@@ -168,12 +173,12 @@ func (n *Node) moveSingle(_ context.Context, id string) error {
 		return nil
 	}
 	g := n.group(rec.Spec.Group.Name)
-	if g == nil || g.rcv == nil {
+	if g == nil || g.receiver() == nil {
 		return refused("migration %s: node %s is not its secondary", id, n.cfg.Name)
 	}
 	target := record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target}
 	n.cfg.Point(control.StepSingle, "before")
-	if err := g.rcv.Single(target, false); err != nil {
+	if err := g.receiver().Single(target, false); err != nil {
 		return err
 	}
 	err = n.state.update(func(d *durable) error {

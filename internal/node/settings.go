@@ -25,7 +25,7 @@ func (g *group) applySettings() error {
 	g.compress.Store(uint32(wire.MethodOf(settings.Compress)))
 	g.mu.Lock()
 	g.expect = expectOf(&settings)
-	sub, snd := g.sub, g.snd
+	sub, snd, pulls := g.sub, g.snd, g.pulls
 	g.mu.Unlock()
 	if sub != nil {
 		sub.SetRetain(retainOf(&settings))
@@ -34,7 +34,7 @@ func (g *group) applySettings() error {
 		snd.SetGather(gatherOf(&settings))
 		snd.SetPull(settings.Transfer == control.TransferPull)
 	}
-	g.pulls.poke()
+	pulls.poke()
 	if settings.Mode != control.ModePeriodic {
 		g.dropInterval()
 	}
@@ -86,13 +86,14 @@ const sendWaitLimit = 2 * time.Second
 // marked blocks. What does not get through in time is marked.
 func (g *group) sendWaiting() {
 	settings := g.settings()
-	if (gatherOf(&settings) == sender.Gather{}) || g.sub.State() != volume.SubStreaming {
+	snd := g.sender()
+	if snd == nil || (gatherOf(&settings) == sender.Gather{}) || g.sub.State() != volume.SubStreaming {
 		return
 	}
 	upTo := g.vg.Appended()
-	g.snd.Hurry(upTo)
+	snd.Hurry(upTo)
 	for end := time.Now().Add(sendWaitLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if _, durable, _ := g.sub.Cursor(); durable >= upTo || g.snd.Status().State != sender.StateStreaming {
+		if _, durable, _ := g.sub.Cursor(); durable >= upTo || snd.Status().State != sender.StateStreaming {
 			return
 		}
 	}

@@ -360,8 +360,8 @@ func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
 			st.Sealed, st.Drained = true, true
 		}
 	case control.RoleSecondary:
-		if g != nil && g.rcv != nil {
-			rs := g.rcv.Status()
+		if g != nil && g.receiver() != nil {
+			rs := g.receiver().Status()
 			st.Drained = rs.Owed <= rs.Durable
 			st.BlockedOn = rs.BlockedOn
 		}

@@ -30,9 +30,7 @@ func (g *group) applySync(s control.Settings) error {
 
 // linked: the secondary is connected and takes records, or waits for a resync.
 func (g *group) linked() bool {
-	g.mu.Lock()
-	snd := g.snd
-	g.mu.Unlock()
+	snd := g.sender()
 	if snd == nil {
 		return false
 	}
@@ -67,9 +65,12 @@ func (g *group) comeBack(ctx context.Context) {
 	}
 }
 
+// askBack notes the wish, under steer: it is about the state that was looked at, and a command that comes meanwhile wins.
 func (g *group) askBack() error {
+	g.steer.Lock()
+	defer g.steer.Unlock()
 	rec := g.n.state.view().Groups[g.name]
-	if rec == nil || rec.Spec.Group.Mode != control.ModeSync && !g.sub.Lapsed() || rec.Halted || rec.Resume {
+	if rec == nil || g.sub.State() != volume.SubSuspended || rec.Spec.Group.Mode != control.ModeSync && !g.sub.Lapsed() || rec.Halted || rec.Resume {
 		return nil
 	}
 	if err := g.stepFits(); err != nil {
@@ -78,7 +79,7 @@ func (g *group) askBack() error {
 	atOnce := g.onlyInitial()
 	asked := false
 	err := g.n.state.update(func(d *durable) error {
-		if r := d.Groups[g.name]; r != nil && !r.Halted { // a command may have come meanwhile
+		if r := d.Groups[g.name]; r != nil {
 			r.Resume, r.AtOnce, asked = true, atOnce, true
 		}
 		return nil

@@ -53,7 +53,13 @@ func (n *Node) verifyGroup(in control.GroupVerify) (control.VerifyStatus, error)
 	g.verify = running
 	feed := g.feed
 	g.mu.Unlock()
-	feed.work.Go(func() { g.runVerify(feed.ctx, todo) })
+	if !feed.begin(func() { g.runVerify(feed.ctx, todo) }) {
+		g.mu.Lock()
+		g.verify = nil
+		g.mu.Unlock()
+		st.State, st.Error = control.VerifyFailed, "copying from node "+n.cfg.Name+" was stopped meanwhile: verify again"
+		return st, g.saveVerify(st)
+	}
 	return st, nil
 }
 
