@@ -189,6 +189,26 @@ func (s *site) kill() {
 // dial connects, by a link that is cut after as many bytes as limit says.
 func (s *site) dial(ctx context.Context) (net.Conn, error) { return s.dialTo(ctx, s.addr) }
 
+// push opens the stream of a's first epoch by hand.
+func (s *site) push() *wire.Conn {
+	s.t.Helper()
+	nc, err := s.dial(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h, err := wire.Hello{Role: "node", Name: "a", Group: "g", Purpose: wire.PurposeStream}.WithParams(
+		wire.StreamHello{Epoch: id(1, "a"), Table: record.Table{openRow(1, "a", 1)}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, _, err := wire.Handshake(s.t.Context(), nc, h)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	return c
+}
+
 func (s *site) dialTo(ctx context.Context, addr string) (net.Conn, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "tcp", addr)

@@ -29,22 +29,7 @@ func TestBatchLargerThanJournal(t *testing.T) {
 			if err := life.recv.Believe(receiver.Permit{Epoch: id(1, "a")}); err != nil {
 				t.Fatal(err)
 			}
-			conn, err := s.dial(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			h, err := wire.Hello{Role: "node", Name: "a", Group: "g", Purpose: wire.PurposeStream}.WithParams(struct {
-				Epoch record.EpochID `json:"epoch"`
-				Table record.Table   `json:"table"`
-			}{id(1, "a"), record.Table{openRow(1, "a", 1)}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			wc, _, err := wire.Handshake(t.Context(), conn, h)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer wc.Close()
+			wc := s.push()
 			if err := wc.WriteBatch(wire.Batch{Mark: record.Seq(c.recs), Records: writes(1, 1, record.Seq(c.recs), c.bytes)}); err != nil {
 				t.Fatal(err)
 			}

@@ -17,22 +17,7 @@ func TestUrgentSyncsAtOnce(t *testing.T) {
 	if err := life.recv.Believe(receiver.Permit{Epoch: id(1, "a")}); err != nil {
 		t.Fatal(err)
 	}
-	nc, err := s.dial(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	h, err := wire.Hello{Role: "node", Name: "a", Group: "g", Purpose: wire.PurposeStream}.WithParams(struct {
-		Epoch record.EpochID `json:"epoch"`
-		Table record.Table   `json:"table"`
-	}{id(1, "a"), record.Table{openRow(1, "a", 1)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, _, err := wire.Handshake(t.Context(), nc, h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := s.push()
 	send := func(from, to record.Seq, urgent bool) {
 		t.Helper()
 		if err := c.WriteBatch(wire.Batch{Urgent: urgent, Records: writes(1, from, to, 512)}); err != nil {

@@ -55,18 +55,7 @@ func TestTrimBeforeSubscribe(t *testing.T) {
 	rng, _ := seeded(t)
 	h := &history{}
 	resync(t, rng, p, m, h, images(t, m.site))
-	if err := p.g.Sync(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithTimeout(t.Context(), 5*time.Second)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- m.pump(ctx) }()
-	for m.g.Applied() < p.g.Appended() && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
-	}
-	stop()
-	<-ended
+	pumpAll(t, p, m, 5*time.Second)
 	got, want := images(t, m.site), images(t, p)
 	for v := range got {
 		diff := 0

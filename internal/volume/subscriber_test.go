@@ -227,13 +227,13 @@ func TestFollowerIsAPrefixAtAnyCrash(t *testing.T) {
 	}
 }
 
-// finish pumps until the follower has everything and compares.
-func finish(t *testing.T, p *site, m *mirror) {
+// pumpAll pumps until the follower has everything, or limit has passed.
+func pumpAll(t *testing.T, p *site, m *mirror, limit time.Duration) {
 	t.Helper()
 	if err := p.g.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), limit)
 	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- m.pump(ctx) }()
@@ -242,6 +242,12 @@ func finish(t *testing.T, p *site, m *mirror) {
 	}
 	stop()
 	<-ended
+}
+
+// finish pumps until the follower has everything and compares.
+func finish(t *testing.T, p *site, m *mirror) {
+	t.Helper()
+	pumpAll(t, p, m, 20*time.Second)
 	got, want := images(t, m.site), images(t, p)
 	for i := range got {
 		if !bytes.Equal(got[i], want[i]) {
