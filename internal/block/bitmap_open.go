@@ -20,16 +20,24 @@ func OpenBitmap(dev Device) (*Bitmap, []PageLoss, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	var never uint64 // the generation of a growth that was cut short before it counted
 	for {
 		b := newStored(dev, first.bits, first.generation)
-		newer, losses, err := b.load()
+		newer, losses, err := b.load(never)
 		if err != nil {
 			return nil, nil, fmt.Errorf("open bitmap: %w", err)
 		}
-		if newer == nil {
+		switch {
+		case newer == nil:
+			if err := b.clearLeftover(); err != nil {
+				return nil, nil, fmt.Errorf("open bitmap: %w", err)
+			}
 			return b, losses, nil
+		case newCounts(dev, *newer):
+			first = *newer
+		default:
+			never = newer.generation
 		}
-		first = *newer
 	}
 }
 
@@ -63,21 +71,22 @@ func readPage(dev Device, buf []byte, at int64) (pageHeader, bool) {
 }
 
 // load reads all pages and repairs. If it meets a page of a higher generation it changes nothing and returns that
-// page's header: a newer bitmap was written here, and the page that load began with is a leftover.
-func (b *Bitmap) load() (newer *pageHeader, losses []PageLoss, err error) {
+// page's header: a newer bitmap was written here, and the page that load began with is a leftover. A page of the generation
+// never is a bad one.
+func (b *Bitmap) load(never uint64) (newer *pageHeader, losses []PageLoss, err error) {
 	var repairs []PageRepair
 	copies := [2][]byte{make([]byte, bitmapPage), make([]byte, bitmapPage)}
 	var count int64
-	for page := range bitmapPages(b.bits) {
+	for page := range bitmapPages(b.Bits()) {
 		var heads [2]pageHeader
 		var good [2]bool
 		for c := range copies {
 			at := b.place(page, uint8(c))
 			heads[c], good[c] = readPage(b.dev, copies[c], at)
-			if good[c] && heads[c].generation > b.generation && fits(heads[c], at, b.dev.Size()) {
+			if good[c] && heads[c].generation > b.generation && heads[c].generation != never && fits(heads[c], at, b.dev.Size()) {
 				return &heads[c], nil, nil
 			}
-			good[c] = good[c] && heads[c] == pageHeader{b.generation, page, b.bits, heads[c].write}
+			good[c] = good[c] && heads[c] == pageHeader{b.generation, page, b.Bits(), heads[c].write}
 		}
 		best, bad := choosePage(heads, good)
 		if !good[best] {
@@ -114,18 +123,19 @@ func choosePage(heads [2]pageHeader, good [2]bool) (best int, repair bool) {
 func (b *Bitmap) lose(page int64) PageLoss {
 	b.dirty[page>>6] |= 1 << (page & 63)
 	first := page * pageBits
-	return PageLoss{Page: page, First: first, Bits: min(pageBits, b.bits-first)}
+	return PageLoss{Page: page, First: first, Bits: min(pageBits, b.Bits()-first)}
 }
 
 // adopt takes a page's words and returns how many bits are set.
 func (b *Bitmap) adopt(page int64, image []byte) int64 {
 	count := 0
-	for i, at := int(page)*pageWords, bitmapHeader; i < min(int(page+1)*pageWords, len(b.words)); i, at = i+1, at+8 {
+	s := b.shape.Load()
+	for i, at := int(page)*pageWords, bitmapHeader; i < min(int(page+1)*pageWords, len(s.words)); i, at = i+1, at+8 {
 		word := binary.LittleEndian.Uint64(image[at:])
-		if i == len(b.words)-1 && b.bits&63 != 0 {
-			word &= 1<<(b.bits&63) - 1
+		if i == len(s.words)-1 && s.bits&63 != 0 {
+			word &= 1<<(s.bits&63) - 1
 		}
-		b.words[i].Store(word)
+		s.words[i].Store(word)
 		count += bits.OnesCount64(word)
 	}
 	return int64(count)

@@ -67,11 +67,19 @@ func newStored(dev Device, length int64, generation uint64) *Bitmap {
 func (b *Bitmap) Flush() error {
 	b.flushing.Lock()
 	defer b.flushing.Unlock()
+	return b.flush()
+}
+
+// flush is Flush, under flushing.
+func (b *Bitmap) flush() error {
 	if b.dev == nil {
 		return nil
 	}
+	if b.broken != nil {
+		return b.broken
+	}
 	var batch flushBatch
-	for page := range bitmapPages(b.bits) {
+	for page := range bitmapPages(b.Bits()) {
 		if !b.take(page, &batch) || len(batch.pages) < flushPages {
 			continue
 		}
@@ -105,11 +113,16 @@ func (b *Bitmap) take(page int64, batch *flushBatch) bool {
 
 // encode fills image with a page as it stands in memory.
 func (b *Bitmap) encode(image []byte, page int64) {
+	b.shape.Load().encode(image, page, pageHeader{generation: b.generation, write: b.writes[page]})
+}
+
+func (s *bitmapShape) encode(image []byte, page int64, h pageHeader) {
 	clear(image)
-	for i, at := int(page)*pageWords, bitmapHeader; i < min(int(page+1)*pageWords, len(b.words)); i, at = i+1, at+8 {
-		binary.LittleEndian.PutUint64(image[at:], b.words[i].Load())
+	for i, at := int(page)*pageWords, bitmapHeader; i < min(int(page+1)*pageWords, len(s.words)); i, at = i+1, at+8 {
+		binary.LittleEndian.PutUint64(image[at:], s.words[i].Load())
 	}
-	sealPage(image, pageHeader{generation: b.generation, page: page, bits: b.bits, write: b.writes[page]})
+	h.page, h.bits = page, s.bits
+	sealPage(image, h)
 }
 
 // writeBatch writes the batch to the first places, flushes, writes it to the second, flushes, and empties it. On an
@@ -159,5 +172,5 @@ func (b *Bitmap) writeHalf(batch *flushBatch, half uint8) error {
 
 // place is where a copy of a page stands on the device.
 func (b *Bitmap) place(page int64, copy uint8) int64 {
-	return (int64(copy)*bitmapPages(b.bits) + page) * bitmapPage
+	return (int64(copy)*bitmapPages(b.Bits()) + page) * bitmapPage
 }

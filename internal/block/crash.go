@@ -21,7 +21,7 @@ func (d *Crashable) Kill() *Crashable {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mustLive()
-	next := NewCrashable(d.size, d.rng.Int64())
+	next := NewCrashable(d.Size(), d.rng.Int64())
 	next.disk, next.dirty = d.disk, d.dirty
 	copy(next.cache, d.disk)
 	for _, w := range d.dirty {
@@ -70,7 +70,7 @@ func (d *Crashable) die() {
 func (d *Crashable) survivor(seed int64) *Crashable {
 	d.mustLive()
 	rng := newRand(seed)
-	next := NewCrashable(d.size, rng.Int64())
+	next := NewCrashable(d.Size(), rng.Int64())
 	copy(next.disk, d.disk)
 	dirty, chance := d.dirty, rng.Float64()
 	switch rng.IntN(8) {

@@ -29,6 +29,7 @@ const (
 	CallZero       Call = "zero"
 	CallTrim       Call = "trim"
 	CallExtents    Call = "extents"
+	CallGrow       Call = "grow" // off is the old size, n what is added
 )
 
 // Hook is asked before a call takes effect, without any lock held: it may wait, count, crash the device, or fail the
@@ -47,7 +48,7 @@ type Hook func(call Call, off, n int64) error
 //
 // Memory is taken in pages of 4 KiB that never change once they stand in a table, so that images share them.
 type Crashable struct {
-	size int64
+	size atomic.Int64
 	hook atomic.Pointer[Hook]
 	tick atomic.Uint64 // varies ReadNowait
 
@@ -82,12 +83,13 @@ func NewCrashable(size, seed int64) *Crashable {
 		panic(fmt.Sprintf("block.NewCrashable: size %d outside 1…%d", size, int64(maxMemory)))
 	}
 	pages := (size + memoryPage - 1) / memoryPage
-	return &Crashable{
-		size:  size,
+	d := &Crashable{
 		rng:   newRand(seed),
 		cache: make([]*memPage, pages),
 		disk:  make([]*memPage, pages),
 	}
+	d.size.Store(size)
+	return d
 }
 
 func newRand(seed int64) *rand.Rand { return rand.New(rand.NewPCG(uint64(seed), 0x67616e746c696e65)) }
@@ -108,11 +110,11 @@ func (d *Crashable) ask(call Call, off, n int64) error {
 	return nil
 }
 
-// Size is what it was made with.
-func (d *Crashable) Size() int64 { return d.size }
+// Size is what it was made with, or has grown to.
+func (d *Crashable) Size() int64 { return d.size.Load() }
 
 func (d *Crashable) ReadAt(p []byte, off int64) (int, error) {
-	if err := checkRange("read", off, int64(len(p)), d.size); err != nil {
+	if err := checkRange("read", off, int64(len(p)), d.Size()); err != nil {
 		return 0, err
 	}
 	if err := d.ask(CallRead, off, int64(len(p))); err != nil {
@@ -142,7 +144,7 @@ func readPages(table []*memPage, p []byte, off int64) {
 
 func (d *Crashable) ReadNowait(p []byte, off int64) bool {
 	n := int64(len(p))
-	if checkRange("read", off, n, d.size) != nil || d.ask(CallReadNowait, off, n) != nil {
+	if checkRange("read", off, n, d.Size()) != nil || d.ask(CallReadNowait, off, n) != nil {
 		return false
 	}
 	d.mu.RLock()
@@ -169,7 +171,7 @@ func (d *Crashable) WriteAt(p []byte, off int64) (int, error) {
 
 func (d *Crashable) WritevAt(bufs [][]byte, off int64) error {
 	total := totalLength(bufs)
-	if err := checkRange("write", off, total, d.size); err != nil {
+	if err := checkRange("write", off, total, d.Size()); err != nil {
 		return err
 	}
 	failed := d.ask(CallWrite, off, total)
@@ -178,7 +180,7 @@ func (d *Crashable) WritevAt(bufs [][]byte, off int64) error {
 }
 
 func (d *Crashable) Zero(off, n int64, keep bool) error {
-	if err := checkRange("zero", off, n, d.size); err != nil {
+	if err := checkRange("zero", off, n, d.Size()); err != nil {
 		return err
 	}
 	failed := d.ask(CallZero, off, n)
@@ -189,7 +191,7 @@ func (d *Crashable) Zero(off, n int64, keep bool) error {
 }
 
 func (d *Crashable) Trim(off, n int64) error {
-	if err := checkRange("trim", off, n, d.size); err != nil {
+	if err := checkRange("trim", off, n, d.Size()); err != nil {
 		return err
 	}
 	failed := d.ask(CallTrim, off, n)
@@ -356,7 +358,7 @@ func (d *Crashable) drop(n int) {
 }
 
 func (d *Crashable) Extents(off, n int64) ([]Extent, error) {
-	if err := checkRange("extents", off, n, d.size); err != nil {
+	if err := checkRange("extents", off, n, d.Size()); err != nil {
 		return nil, err
 	}
 	if err := d.ask(CallExtents, off, n); err != nil {

@@ -19,7 +19,9 @@ const maxVectors = 1024
 type File struct {
 	path string
 	id   identity
-	size int64
+	size atomic.Int64
+
+	growing sync.Mutex // held by Grow
 
 	// gate is held for reading by every call and for writing by Close, so that no call meets a descriptor that was
 	// closed, or opened anew by somebody else.
@@ -67,7 +69,7 @@ func openFile(path string) (*File, error) {
 	if f.id != identify(&before) {
 		return nil, errors.Join(fmt.Errorf("open %s: %w: it was replaced meanwhile", path, ErrInUse), f.Close())
 	}
-	if f.size <= 0 {
+	if f.size.Load() <= 0 {
 		return nil, errors.Join(fmt.Errorf("open %s: %w: it is empty", path, ErrInvalid), f.Close())
 	}
 	if err := f.settle(); err != nil {
@@ -81,7 +83,7 @@ func openFile(path string) (*File, error) {
 func (f *File) settle() error {
 	if err := f.flush.Flush(); err != nil {
 		return fmt.Errorf("what an earlier process wrote was lost; opening it again goes on with what the disk has: %w",
-			f.fault("open", 0, f.size, err))
+			f.fault("open", 0, f.size.Load(), err))
 	}
 	_ = unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED) // advice: nothing to do where it is not taken
 	return nil
@@ -101,22 +103,25 @@ func openClaimed(path string, flags int) (*File, error) {
 		_ = unix.Close(fd)
 		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	f := &File{path: path, fd: fd, id: identify(&st), size: st.Size}
+	f := &File{path: path, fd: fd, id: identify(&st)}
+	f.size.Store(st.Size)
 	f.flush = newFlusher(func() error {
 		return retryInterrupted(func() error { return unix.Fdatasync(f.fd) })
 	})
 	if f.id.raw {
-		if f.size, err = rawSize(fd); err != nil {
+		size, err := rawSize(fd)
+		if err != nil {
 			_ = unix.Close(fd)
 			return nil, &os.PathError{Op: "size of", Path: path, Err: err}
 		}
+		f.size.Store(size)
 	}
 	if err := claim(fd, f.id, path); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
 	if !f.id.raw {
-		f.splits = newSplitter(f.size)
+		f.splits = newSplitter(f.size.Load())
 	}
 	return f, nil
 }
@@ -136,7 +141,7 @@ func CreateFile(path string, size int64) (Device, error) {
 		return nil, err
 	}
 	// Only now, with the claim in hand, is the size that of a file nobody else is creating.
-	if f.id.raw || f.size != 0 {
+	if f.id.raw || f.size.Load() != 0 {
 		return nil, errors.Join(&os.PathError{Op: "create", Path: path, Err: os.ErrExist}, f.Close())
 	}
 	if err := f.establish(size); err != nil {
@@ -161,12 +166,13 @@ func (f *File) establish(size int64) error {
 	if err := dir.Sync(); err != nil {
 		return err
 	}
-	f.size, f.splits = size, newSplitter(size)
+	f.splits = newSplitter(size)
+	f.size.Store(size)
 	return nil
 }
 
-// Size is fixed from opening on.
-func (f *File) Size() int64 { return f.size }
+// Size changes by Grow alone.
+func (f *File) Size() int64 { return f.size.Load() }
 
 // Path is the path it was opened under.
 func (f *File) Path() string { return f.path }
@@ -176,7 +182,7 @@ func (f *File) Raw() bool { return f.id.raw }
 
 // enter admits a call on [off, off+n); leave ends it.
 func (f *File) enter(op string, off, n int64) error {
-	if err := checkRange(op, off, n, f.size); err != nil {
+	if err := checkRange(op, off, n, f.size.Load()); err != nil {
 		return err
 	}
 	f.gate.RLock()
@@ -302,7 +308,7 @@ func (f *File) Flush() error {
 	}
 	defer f.leave()
 	if err := f.flush.Flush(); err != nil {
-		return f.fault("flush", 0, f.size, err)
+		return f.fault("flush", 0, f.size.Load(), err)
 	}
 	return nil
 }

@@ -56,6 +56,9 @@ func newSplitter(size int64) *splitter {
 
 func (s *splitter) region(off int64) *splitRegion { return &s.regions[off/splitLength] }
 
+// has says whether there are counters for the region: not behind the old end of a file that has grown too large for them.
+func (s *splitter) has(off int64) bool { return off/splitLength < int64(len(s.regions)) }
+
 // due says whether the region is to be split before a write of n bytes at off.
 func (s *splitter) due(off, n int64) bool {
 	if s == nil || n > splitSmall || n == 0 || s.off.Load() {
@@ -63,7 +66,7 @@ func (s *splitter) due(off, n int64) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.region(off).state == splitDue
+	return s.has(off) && s.region(off).state == splitDue
 }
 
 // tried notes how a try ended.
@@ -86,9 +89,12 @@ func (s *splitter) moved(off, n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n >= splitLarge {
-		for i := off / splitLength; i <= (off+n-1)/splitLength; i++ {
+		for i := off / splitLength; i <= (off+n-1)/splitLength && i < int64(len(s.regions)); i++ {
 			s.regions[i].state = splitDue
 		}
+		return false
+	}
+	if !s.has(off) {
 		return false
 	}
 	r := s.region(off)
@@ -137,7 +143,7 @@ func (f *File) beginWriteBack(off, n int64) {
 // split splits the folios of the region at off. All of it is advice: what fails costs time later and nothing else.
 func (f *File) split(off int64) {
 	off -= off % splitLength
-	n := min(splitLength, f.size-off)
+	n := min(splitLength, f.size.Load()-off)
 	var stat unix.Cachestat_t
 	if unix.Cachestat(uint(f.fd), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &stat, 0) != nil {
 		f.splits.off.Store(true)
