@@ -22,8 +22,9 @@ type Set interface {
 
 // Config of a Job.
 type Config struct {
-	Set          Set
-	Region, Size int64 // bytes of a region and of the whole; the last region may be shorter
+	Set    Set
+	Region int64        // bytes
+	Size   func() int64 // bytes of the whole, which may grow; the last region may be shorter
 	// Work copies a region, or a run of them. When it returns nil, Set must not name them any more.
 	Work     func(ctx context.Context, off, n int64) error
 	Batch    int64 // regions in a row that the sweep works at once where there is no Limit; default 1
@@ -172,7 +173,7 @@ func (j *Job) sweep(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size)); err != nil {
+		if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size())); err != nil {
 			return err
 		}
 		first, n, ok := j.pick(ctx)
@@ -239,7 +240,7 @@ func (j *Job) pick(ctx context.Context) (first, n int64, ok bool) {
 
 // free says that a region exists, needs work, and nobody has it or waits for it: what is demanded goes by itself, ahead.
 func (j *Job) free(n int64) bool {
-	return n*j.cfg.Region < j.cfg.Size && j.regions[n] == nil && j.cfg.Set.Needs(n)
+	return n*j.cfg.Region < j.cfg.Size() && j.regions[n] == nil && j.cfg.Set.Needs(n)
 }
 
 // nextFree finds a region that needs work and that nobody has, from the cursor on and around.
@@ -272,7 +273,7 @@ func (j *Job) reserve(n int64) {
 // work copies n reserved regions from first on and answers who waits for them, on success, or after too many failures.
 func (j *Job) work(ctx context.Context, first, n int64, bytes *int64) error {
 	off := first * j.cfg.Region
-	length := min(n*j.cfg.Region, j.cfg.Size-off)
+	length := min(n*j.cfg.Region, j.cfg.Size()-off)
 	err := j.cfg.Work(ctx, off, length)
 
 	j.mu.Lock()

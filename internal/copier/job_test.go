@@ -48,7 +48,7 @@ func TestEachRegionIsWorkedOnceWhateverDemands(t *testing.T) {
 	set := newRegions(n)
 	var busy [n]atomic.Int32
 	var worked [n]atomic.Int32
-	j := New(Config{Set: set, Region: 1000, Size: n*1000 - 300, RetryMin: time.Microsecond, RetryMax: time.Millisecond, Attempts: 1000,
+	j := New(Config{Set: set, Region: 1000, Size: bytes(n*1000 - 300), RetryMin: time.Microsecond, RetryMax: time.Millisecond, Attempts: 1000,
 		Work: func(_ context.Context, off, length int64) error {
 			r := off / 1000
 			if length != 1000 && (r != n-1 || length != 700) {
@@ -94,7 +94,7 @@ func TestEachRegionIsWorkedOnceWhateverDemands(t *testing.T) {
 // TestDemandIsNotPaced: the sweep waits for its rate, a demand does not.
 func TestDemandIsNotPaced(t *testing.T) {
 	set := newRegions(50)
-	j := New(Config{Set: set, Region: 1 << 20, Size: 50 << 20, Limit: rate.NewLimiter(1<<20, 256<<10), Parallel: 1,
+	j := New(Config{Set: set, Region: 1 << 20, Size: bytes(50 << 20), Limit: rate.NewLimiter(1<<20, 256<<10), Parallel: 1,
 		Work: func(_ context.Context, off, _ int64) error { set.done(off >> 20); return nil }})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -123,7 +123,7 @@ func TestDemandFailsAfterItsAttempts(t *testing.T) {
 	broken := errors.New("source is away")
 	var away atomic.Bool
 	away.Store(true)
-	j := New(Config{Set: set, Region: 1, Size: 3, RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Attempts: 3,
+	j := New(Config{Set: set, Region: 1, Size: bytes(3), RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Attempts: 3,
 		Work: func(_ context.Context, off, _ int64) error {
 			if away.Load() {
 				return broken
@@ -152,7 +152,7 @@ func TestShortAbsenceIsWaitedFor(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)
 	var tries atomic.Int64
-	j := New(Config{Set: set, Region: 1, Size: 64, RetryMin: time.Microsecond, RetryMax: time.Millisecond, Attempts: 2, Parallel: 8,
+	j := New(Config{Set: set, Region: 1, Size: bytes(64), RetryMin: time.Microsecond, RetryMax: time.Millisecond, Attempts: 2, Parallel: 8,
 		Patience: time.Minute,
 		Work: func(_ context.Context, off, _ int64) error {
 			if away.Load() {
@@ -182,7 +182,7 @@ func TestShortAbsenceIsWaitedFor(t *testing.T) {
 
 func TestEndedRunAnswersItsDemands(t *testing.T) {
 	set := newRegions(1)
-	j := New(Config{Set: set, Region: 1, Size: 1, Work: func(ctx context.Context, _, _ int64) error {
+	j := New(Config{Set: set, Region: 1, Size: bytes(1), Work: func(ctx context.Context, _, _ int64) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}})
@@ -210,7 +210,7 @@ func TestTheSweepWorksRunsOfRegions(t *testing.T) {
 	}
 	var worked [n]atomic.Int32
 	var longest, failed atomic.Int64
-	j := New(Config{Set: set, Region: 1000, Size: n*1000 - 300, Batch: 8, Parallel: 3, RetryMin: time.Microsecond, RetryMax: time.Millisecond,
+	j := New(Config{Set: set, Region: 1000, Size: bytes(n*1000 - 300), Batch: 8, Parallel: 3, RetryMin: time.Microsecond, RetryMax: time.Millisecond,
 		Work: func(_ context.Context, off, length int64) error {
 			if failed.CompareAndSwap(0, 1) || rand.IntN(10) == 0 {
 				failed.Add(1)
@@ -255,7 +255,7 @@ func TestTheSweepStandsBack(t *testing.T) {
 	busy.Store(true)
 	var now, most atomic.Int32
 	set := newRegions(400)
-	j := New(Config{Set: set, Region: 10, Size: 4000, Parallel: 8, Busy: busy.Load,
+	j := New(Config{Set: set, Region: 10, Size: bytes(4000), Parallel: 8, Busy: busy.Load,
 		Work: func(_ context.Context, off, _ int64) error {
 			if n := now.Add(1); busy.Load() && n > most.Load() {
 				most.Store(n)
@@ -301,7 +301,7 @@ func TestAStandingBackSweepWorksWhatComesLate(t *testing.T) {
 	set.total = 2
 	asked := make(chan struct{})
 	var once sync.Once
-	j := New(Config{Set: set, Region: 10, Size: 20, Parallel: 2,
+	j := New(Config{Set: set, Region: 10, Size: bytes(20), Parallel: 2,
 		Busy: func() bool {
 			once.Do(func() {
 				close(asked)
@@ -323,3 +323,6 @@ func TestAStandingBackSweepWorksWhatComesLate(t *testing.T) {
 		t.Fatalf("%v with %d regions left", err, set.Left())
 	}
 }
+
+// bytes is a size that stays as it is.
+func bytes(n int64) func() int64 { return func() int64 { return n } }

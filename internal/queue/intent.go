@@ -47,6 +47,21 @@ func newIntents(m *block.Bitmap) *intents {
 	return in
 }
 
+// grow adds regions that are not marked.
+func (in *intents) grow(regions int64) error {
+	if regions <= in.bits.Bits() {
+		return nil
+	}
+	if err := in.bits.Grow(regions); err != nil {
+		return err
+	}
+	more := int((regions+63)/64) - len(in.ready)
+	for _, b := range []*bitset{&in.ready, &in.young, &in.old} {
+		*b = append(*b, make(bitset, more)...)
+	}
+	return nil
+}
+
 // touch notes that regions first … last are about to be written. False: not all marks are durable yet. With forward the
 // writes come to the first of them from the one before.
 func (in *intents) touch(first, last int64, forward bool) bool {

@@ -101,6 +101,17 @@ func (q *Queue) AddVolume(n record.VolumeNumber, m *block.Bitmap) error {
 	return nil
 }
 
+// Grow makes a volume's intent map as long as a volume of size bytes needs; durable on return.
+func (q *Queue) Grow(n record.VolumeNumber, size int64) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	in := q.intents[n]
+	if in == nil {
+		return fmt.Errorf("%w: volume number %d", ErrVolume, n)
+	}
+	return in.grow(Regions(size))
+}
+
 // Attach tells the queue its devices.
 func (q *Queue) Attach(b Backing) { q.back = b }
 

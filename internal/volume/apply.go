@@ -109,7 +109,10 @@ func (g *Group) mayApply(recs []record.Record, tip, durable record.Seq, table re
 			return err
 		}
 	}
-	if r.Volume == 0 || r.Op == record.OpMember || r.Op == record.OpDigest {
+	if r.Op == record.OpMember {
+		return g.holds(r)
+	}
+	if r.Volume == 0 || r.Op == record.OpDigest {
 		return nil
 	}
 	m := g.member(r.Volume)
@@ -121,7 +124,7 @@ func (g *Group) mayApply(recs []record.Record, tip, durable record.Seq, table re
 		}
 		return fmt.Errorf("%w: %d, volume %d", ErrUnknownVolume, r.Seq, r.Volume)
 	}
-	if int64(r.Offset) < 0 || int64(r.Offset)+int64(r.Length) > m.vol.size {
+	if int64(r.Offset) < 0 || int64(r.Offset)+int64(r.Length) > m.vol.Size() {
 		return fmt.Errorf("%d lies outside volume %s", r.Seq, m.vol.name)
 	}
 	return nil

@@ -152,7 +152,7 @@ func (s *Subscriber) Copy(ctx context.Context, n record.VolumeNumber, off, lengt
 	if m == nil {
 		return 0, fmt.Errorf("%w: %d", ErrUnknownVolume, n)
 	}
-	if off < 0 || length <= 0 || length > s.cfg.BlockSize || off+length > m.vol.size {
+	if off < 0 || length <= 0 || length > s.cfg.BlockSize || off+length > m.vol.Size() {
 		return 0, block.ErrRange
 	}
 	if err := s.reserve(ctx, length); err != nil {
@@ -237,7 +237,7 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 		Offset: uint64(off), Length: uint32(len(data)), Time: time.Now().UnixNano(),
 	}
 	held := copied{volume: m.number, bit: -1, data: data}
-	if off%s.cfg.BlockSize == 0 && int64(len(data)) == min(s.cfg.BlockSize, m.vol.size-off) {
+	if off%s.cfg.BlockSize == 0 && int64(len(data)) == min(s.cfg.BlockSize, m.vol.Size()-off) {
 		held.bit = off / s.cfg.BlockSize
 	}
 	if isZero(data) {
@@ -329,8 +329,8 @@ func (s *Subscriber) MarkData(n record.VolumeNumber) error {
 	if m == nil || b == nil {
 		return fmt.Errorf("%w: %d at subscriber %s", ErrUnknownVolume, n, s.name)
 	}
-	for off := int64(0); off < m.vol.size; off += holePiece {
-		length := min(holePiece, m.vol.size-off)
+	for off := int64(0); off < m.vol.Size(); off += holePiece {
+		length := min(holePiece, m.vol.Size()-off)
 		err := s.markPiece(m, off, length)
 		if errors.Is(err, errHit) {
 			s.markExtent(record.OpCopy, n, off, length)
@@ -454,7 +454,7 @@ func (s *Subscriber) copyVolume(ctx context.Context, cancel context.CancelCauseF
 		return err
 	}
 	err := copier.New(copier.Config{
-		Set: set, Region: s.cfg.BlockSize, Size: m.vol.size, Work: work,
+		Set: set, Region: s.cfg.BlockSize, Size: m.vol.Size, Work: work,
 		Parallel: opt.Parallel, Limit: opt.Limit, Busy: func() bool { return hosts.busy(s.g.hostOps()) },
 	}).Run(ctx)
 	switch {

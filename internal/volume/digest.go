@@ -103,7 +103,7 @@ func (d *Digests) Add(ctx context.Context, n record.VolumeNumber, off, length in
 	if m == nil {
 		return nil, fmt.Errorf("%w: %d", ErrUnknownVolume, n)
 	}
-	if off < 0 || length <= 0 || length > DigestExtent || off+length > m.vol.size {
+	if off < 0 || length <= 0 || length > DigestExtent || off+length > m.vol.Size() {
 		return nil, block.ErrRange
 	}
 	start := time.Now()
@@ -199,7 +199,7 @@ func (g *Group) Compare(ctx context.Context, r *record.Record) (Compared, error)
 	if m == nil {
 		return c, fmt.Errorf("%w: %d", ErrUnknownVolume, r.Volume)
 	}
-	if d.off+d.length > m.vol.size {
+	if d.off+d.length > m.vol.Size() {
 		return c, fmt.Errorf("%w: it lies outside volume %s", ErrDigest, m.vol.name)
 	}
 	data := make([]byte, d.length)

@@ -59,6 +59,8 @@ type MemoryLog interface {
 	// Doubt lists the marked regions of a volume; InDoubt says whether there are any at all.
 	Doubt(n record.VolumeNumber) []block.Extent
 	InDoubt() bool
+	// Grow has it take writes to a volume that becomes size bytes long.
+	Grow(n record.VolumeNumber, size int64) error
 	// Suspect: the run before has ended on a failed disk, which may have dropped what it had not flushed.
 	Suspect() bool
 }

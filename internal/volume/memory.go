@@ -69,7 +69,7 @@ func (g *Group) writeAgain() error {
 	buf := make([]byte, 1<<20)
 	for _, m := range g.each() {
 		for _, e := range g.mem.Doubt(m.number) {
-			data, err := m.vol.dev.Extents(e.Offset, min(e.Length, m.vol.size-e.Offset))
+			data, err := m.vol.dev.Extents(e.Offset, min(e.Length, m.vol.Size()-e.Offset))
 			if err != nil {
 				return err
 			}

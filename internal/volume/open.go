@@ -175,7 +175,7 @@ func (g *Group) replayOne(r *record.Record) error {
 		}
 		return fmt.Errorf("%w: record %d, volume %d", ErrUnknownVolume, r.Seq, r.Volume)
 	}
-	if int64(r.Offset)+int64(r.Length) > m.vol.size {
+	if int64(r.Offset)+int64(r.Length) > m.vol.Size() {
 		return fmt.Errorf("record %d lies outside volume %s", r.Seq, m.vol.name)
 	}
 	g.grow(m.insert(r))

@@ -27,6 +27,7 @@ type Bitmap interface {
 	NextSet(from int64) (int64, bool)
 	NextClear(from int64) (int64, bool)
 	Flush() error
+	Grow(length int64) error // by clear bits, durable on return
 }
 
 // Fetcher reads the sealed source of a move. It fills p or fails; it ends when ctx does.
@@ -96,7 +97,7 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	if cfg.Patience <= 0 {
 		cfg.Patience = sourcePatience
 	}
-	total := (v.size + cfg.Region - 1) / cfg.Region
+	total := (v.Size() + cfg.Region - 1) / cfg.Region
 	if cfg.Map.Bits() != total {
 		return fmt.Errorf("volume %s: the map has %d regions, the volume %d", v.name, cfg.Map.Bits(), total)
 	}
@@ -107,7 +108,7 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	batch := max(fetchBatch/cfg.Region, 1)
 	p.idle.New = func() any { b := make([]byte, batch*cfg.Region); return &b }
 	p.job = copier.New(copier.Config{
-		Set: p, Region: cfg.Region, Size: v.size, Work: p.fetch, Batch: batch, Busy: p.busy,
+		Set: p, Region: cfg.Region, Size: v.Size, Work: p.fetch, Batch: batch, Busy: p.busy,
 		Parallel: cfg.Parallel, Limit: cfg.Limit, Patience: cfg.Patience,
 	})
 	m := v.member.Load()

@@ -21,7 +21,7 @@ func (g *Group) SetPreview(recs []record.Record) error {
 		if !ok || m == nil {
 			continue
 		}
-		if s.off < 0 || s.end < s.off || s.end > m.vol.size {
+		if s.off < 0 || s.end < s.off || s.end > m.vol.Size() {
 			return fmt.Errorf("%d lies outside volume %s", recs[i].Seq, m.vol.name)
 		}
 		if over[m.number] == nil {

@@ -14,6 +14,7 @@ import (
 // Options of a volume; zero values mean the defaults.
 type Options struct {
 	Mode         Mode  // default ModeNormal
+	Size         int64 // bytes of the device, from its beginning, that are the volume's; default all
 	HoldRequests int   // held requests, default 4096; at the limit submitters wait
 	HoldBytes    int64 // their payload, default 64 MiB
 	Readers      int   // reads that wait for a disk or a fetch at once, default 32; beyond maxQueued submitters read
@@ -27,7 +28,7 @@ const maxQueued = 1024
 type Volume struct {
 	name string
 	dev  block.Device
-	size int64
+	size atomic.Int64
 
 	gate    gate
 	member  atomic.Pointer[member] // nil: lone
@@ -69,7 +70,11 @@ func NewVolume(name string, dev block.Device, opt Options) *Volume {
 	if opt.Readers <= 0 {
 		opt.Readers = 32
 	}
-	v := &Volume{name: name, dev: dev, size: dev.Size()}
+	v := &Volume{name: name, dev: dev}
+	v.size.Store(dev.Size())
+	if opt.Size > 0 {
+		v.size.Store(min(opt.Size, dev.Size()))
+	}
 	v.gate.maxHeld, v.gate.maxBytes = opt.HoldRequests, opt.HoldBytes
 	v.gate.moved = sync.NewCond(&v.gate.mu)
 	v.gate.current.Store(newPeriod(opt.Mode, &v.waits))
@@ -80,7 +85,7 @@ func NewVolume(name string, dev block.Device, opt Options) *Volume {
 }
 
 func (v *Volume) Name() string         { return v.name }
-func (v *Volume) Size() int64          { return v.size }
+func (v *Volume) Size() int64          { return v.size.Load() }
 func (v *Volume) Device() block.Device { return v.dev }
 
 // Group is nil for a lone volume.
@@ -224,7 +229,7 @@ func (v *Volume) finish(p *period, r *block.Request, err error) { p.finish(r, er
 
 // check refuses requests that no mode may execute.
 func (v *Volume) check(r *block.Request) error {
-	if r.Offset < 0 || r.Length < 0 || r.Offset > v.size || r.Length > v.size-r.Offset {
+	if r.Offset < 0 || r.Length < 0 || r.Offset > v.Size() || r.Length > v.Size()-r.Offset {
 		return block.ErrRange
 	}
 	if r.Length > math.MaxUint32 || (r.Op == block.OpWrite || r.Op == block.OpRead) && int64(len(r.Data)) != r.Length {
