@@ -4,6 +4,7 @@
 //	state.go      what is on disk: volumes, journals, groups, moves (stored twice)
 //	node.go       start order, stop order
 //	volumes.go    volumes and journals: create, open, delete
+//	journaladd.go journals: grow by a device
 //	group.go      a group's runtime: log, volumes, and what its role adds
 //	primary.go    role primary: feeds the secondary
 //	secondary.go  role secondary: believes, stores, applies

@@ -93,7 +93,8 @@ type Node struct {
 	exports  *exports
 
 	// config serialises changes of configuration: one volume, journal, group or move at a time.
-	config sync.Mutex
+	config  sync.Mutex
+	growing map[string]*part // journals that are being grown; under config
 
 	mu      sync.Mutex
 	volumes map[string]*nodeVolume
@@ -167,11 +168,12 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx, began: time.Now(),
 		volumes: map[string]*nodeVolume{}, broken: map[string]error{}, groups: map[string]*group{}, moves: map[string]*move{},
-		callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{},
+		growing: map[string]*part{}, callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{},
 		alarmed: make(chan struct{}, 1)}
 	n.exports = newExports(n)
 	n.sessions = wire.NewSessions(wire.SessionLimits{}, nil)
 	d := st.view()
+	n.removeParts(d)
 	for _, rec := range d.Volumes {
 		// A volume that cannot be opened does not keep the others from serving; it and its group say why.
 		if err := n.openVolume(rec); err != nil {

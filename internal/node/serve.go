@@ -221,7 +221,7 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 	case control.CallJournalCreate:
 		return with(params, n.createJournal)
 	case control.CallJournalAdd:
-		return with(params, n.addJournal)
+		return with(params, func(in control.JournalAdd) (any, error) { return n.addJournal(ctx, in) })
 	case control.CallJournalDelete:
 		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteJournal(in.Name) })
 	case control.CallGroupConfigure:

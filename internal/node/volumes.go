@@ -315,6 +315,9 @@ func (n *Node) deleteJournal(name string) error {
 	if user := d.userOf(name); user != "" {
 		return refused("journal %s/%s is in use by %s", n.cfg.Name, name, user)
 	}
+	if n.growing[name] != nil {
+		return refused("journal %s/%s is being grown: repeat the command when that has ended", n.cfg.Name, name)
+	}
 	if err := n.state.update(func(d *durable) error { delete(d.Journals, name); return nil }); err != nil {
 		return err
 	}
