@@ -51,7 +51,7 @@ vet:
 
 # The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it.
 unit:
-	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -timeout 8m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -timeout 15m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
 
 # bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
 system: build

@@ -184,14 +184,23 @@ func TestLimitsOnTheWire(t *testing.T) {
 	rate := func(what string, want int64) {
 		t.Helper()
 		time.Sleep(200 * time.Millisecond)
-		from, at := w.bytes.Load(), time.Now()
-		time.Sleep(2 * time.Second)
-		got := float64(w.bytes.Load()-from) / time.Since(at).Seconds()
-		if got < 0.9*float64(want) || got > 1.1*float64(want) {
-			t.Errorf("%s: %.0f bytes a second, want %d", what, got, want)
+		var got []int64
+		for len(got) < 5 { // never above; who is not let run for a moment on a busy machine does not catch up, so below it is tried again
+			at, from := time.Now(), w.bytes.Load()
+			time.Sleep(2 * time.Second)
+			bytes := w.bytes.Load() - from
+			got = append(got, int64(float64(bytes)/time.Since(at).Seconds()))
+			switch last := got[len(got)-1]; {
+			case last > want+want/10:
+				t.Errorf("%s: %d bytes a second, want %d", what, last, want)
+				return
+			case last >= want-want/10:
+				return
+			}
 		}
+		t.Errorf("%s: %d bytes a second, want %d", what, got, want)
 	}
-	write(20)
+	write(40)
 	rate("the group's limit", 2<<20)
 	r.set(&g, map[string]control.LinkSettings{"c": {Limit: 1 << 20}})
 	rate("the link's limit", 1<<20)
@@ -207,10 +216,10 @@ func TestLimitsOnTheWire(t *testing.T) {
 	}
 	g.Limit = 0
 	r.set(&g, map[string]control.LinkSettings{"c": {}})
-	began := time.Now()
+	began, from := time.Now(), w.bytes.Load()
 	r.waitFor("in step", func() bool { st := r.status("a"); return st.Applied == st.Appended })
-	if d := time.Since(began); d > 5*time.Second {
-		t.Errorf("without a limit the rest took %v", d)
+	if got := float64(w.bytes.Load()-from) / time.Since(began).Seconds(); got < 4<<20 {
+		t.Errorf("without a limit the rest came at %.0f bytes a second", got)
 	}
 }
 
