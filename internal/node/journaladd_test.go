@@ -64,7 +64,9 @@ func TestNodeWorksWhileAJournalGrows(t *testing.T) {
 		"volume create": func() error {
 			return r.nodes["a"].caller.Call(ctx, control.CallVolumeCreate, control.VolumeCreate{Name: "v2", Size: 1 << 20}, nil)
 		},
-		"group verify": func() error { return r.nodes["a"].caller.Call(ctx, control.CallGroupVerify, control.GroupVerify{Name: "g"}, nil) },
+		"group verify": func() error {
+			return r.nodes["a"].caller.Call(ctx, control.CallGroupVerify, control.GroupVerify{Name: "g"}, nil)
+		},
 	} {
 		if err := call(); err != nil {
 			t.Errorf("%s while a journal grows: %v", what, err)
