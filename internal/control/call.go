@@ -276,6 +276,7 @@ type MigrationStatus struct {
 	Refused bool              `json:"refused"` // target: has durably refused e+1; source: serves in e+2 or still in e
 	Sealed  bool              `json:"sealed"`  // source
 	Drained bool              `json:"drained"` // source: the secondary has all ≤ N durable
+	Ready   bool              `json:"ready"`   // source: it may seal; one that is periodic comes into the stream first
 	Serving uint64            `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
 	Total   int64             `json:"regions_total"`
 	Present int64             `json:"regions_present"`

@@ -119,7 +119,30 @@ func (m *Manager) makeTargetJournal(ctx context.Context, mg *control.Migration) 
 	return err
 }
 
+// readyLimit is how long a move waits for its source to come into the stream, before hosts are led anywhere.
+const readyLimit = 10 * time.Minute
+
+// sourceReady waits a little for a source that is not ready to be sealed: a periodic one has to copy what has changed first.
+func (m *Manager) sourceReady(ctx context.Context, mg *control.Migration) (bool, error) {
+	var st control.MigrationStatus
+	err := m.nodes.call(ctx, mg.Source, control.CallMigrateStatus, control.MigrationID{ID: mg.ID}, &st, liveTimeout)
+	if err != nil || st.Ready {
+		return st.Ready, err
+	}
+	for _, s := range mg.Steps {
+		if s.Step == control.StepRegister && time.Since(s.At) > readyLimit {
+			return false, control.Errorf(control.KindRefused, "group %s did not come to be in step within %v, as a move needs it; see `gantline group show %s`",
+				mg.Group, readyLimit, mg.Group)
+		}
+	}
+	sleep(ctx, watchSlow)
+	return false, nil
+}
+
 func (m *Manager) throughMove(ctx context.Context, mg *control.Migration) error {
+	if ready, err := m.sourceReady(ctx, mg); err != nil || !ready {
+		return err
+	}
 	err := m.do(ctx, mg.Target, control.CallMigrateThrough, mg.ID, control.MigrationID{ID: mg.ID}, nil, callTimeout)
 	if err != nil {
 		return err

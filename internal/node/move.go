@@ -13,6 +13,7 @@ import (
 	"gantline/internal/control"
 	"gantline/internal/migrate"
 	"gantline/internal/record"
+	"gantline/internal/volume"
 )
 
 // move is this node's running part in a move. Its record is in the state file; only a target runs anything.
@@ -128,8 +129,30 @@ func (n *Node) registerAtSource(rec *migrate.Record) error {
 	if bad := n.sourceRefusals(rec.Spec); len(bad) > 0 {
 		return refused("migration %s: %s", rec.Spec.ID, bad[0])
 	}
-	rec.WANBytesStart = n.group(rec.Spec.Group.Name).wan.total()
-	return n.saveMove(rec)
+	g := n.group(rec.Spec.Group.Name)
+	rec.WANBytesStart = g.wan.total()
+	// What is at rest comes into the stream: the wish becomes durable together with what makes it one.
+	err := n.state.update(func(d *durable) error {
+		d.Moves[rec.Spec.ID] = rec
+		if r := d.Groups[g.name]; r != nil && r.periodic() {
+			r.Resume = true
+		}
+		return nil
+	})
+	g.pokeCopy()
+	return err
+}
+
+// ready is nil if the group is in a state in which it may be sealed here: all that the secondary lacks is in the stream.
+func (g *group) ready() error {
+	st := g.status()
+	g.mu.Lock()
+	sub := g.sub
+	g.mu.Unlock()
+	if st.State != "paired" || sub == nil || sub.State() != volume.SubStreaming {
+		return refused("group %s is %s in epoch %d: only a paired group is handed over", g.name, st.State, st.Epoch)
+	}
+	return nil
 }
 
 // sourceRefusals says what keeps this node from being the source of the move.
@@ -150,12 +173,8 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 		bad = append(bad, fmt.Sprintf("group %s has its log in memory (--log queue): what the source has not sent at the cut would be "+
 			"lost with its process; moving such a group is not built yet", spec.Group.Name))
 	}
-	if st.State != "paired" {
+	if st.State != "paired" && !(spec.Group.Mode == control.ModePeriodic && st.State == "resyncing") { // inside a step
 		bad = append(bad, fmt.Sprintf("group %s is %s: it must be paired; moving it in other states is not built yet", spec.Group.Name, st.State))
-	}
-	if spec.Group.Mode == control.ModePeriodic {
-		bad = append(bad, fmt.Sprintf("group %s is periodic: what changes between its steps cannot be handed over yet; "+
-			"`gantline group set %s --mode async` lets it move, and --mode periodic brings it back", spec.Group.Name, spec.Group.Name))
 	}
 	if !st.LinkUp {
 		bad = append(bad, fmt.Sprintf("the link to %s is down: %s", spec.Secondary, st.BlockedOn))
@@ -365,6 +384,9 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 		return err
 	}
 	n.forgetMove(id)
+	if g := n.group(rec.Spec.Group.Name); g != nil {
+		g.pokeCopy() // a periodic source goes back to its steps
+	}
 	return nil
 }
 

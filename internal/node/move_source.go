@@ -31,9 +31,11 @@ func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, erro
 		return nil, notFound("group %s is not on node %s", rec.Spec.Group.Name, n.cfg.Name)
 	}
 	if !g.sealed() {
-		if st := g.status(); st.State != "paired" || st.Epoch != rec.Spec.Group.Epoch {
-			return nil, refused("migration %s: group %s is %s in epoch %d: only a paired group in epoch %d is handed over",
-				id, rec.Spec.Group.Name, st.State, st.Epoch, rec.Spec.Group.Epoch)
+		if st := g.status(); st.Epoch != rec.Spec.Group.Epoch {
+			return nil, refused("migration %s: group %s is in epoch %d, not in %d", id, g.name, st.Epoch, rec.Spec.Group.Epoch)
+		}
+		if err := g.ready(); err != nil {
+			return nil, refused("migration %s: %v", id, err)
 		}
 		n.cfg.Point(control.StepSeal, "before")
 		if err := g.seal(ctx, &rec.Spec); err != nil {

@@ -127,6 +127,9 @@ func (o *targetOps) group() *group { return o.n.group(o.spec.Group.Name) }
 
 // Save also makes this node the group's primary in its own record, in the same write that opens e+1.
 func (o *targetOps) Save(r *migrate.Record) error {
+	if r.Stage == migrate.Filled {
+		defer o.group().pokeCopy() // a periodic group goes back to its steps
+	}
 	return o.n.state.update(func(d *durable) error {
 		g := d.Groups[r.Spec.Group.Name]
 		if g == nil {

@@ -29,6 +29,7 @@ type rig struct {
 	http  *string           // gets the address of /metrics of the node started last
 	store rigStore
 	with  func(*control.Settings) // of the group; nil: the defaults
+	span  int64                   // of a load: bytes of each volume; 0: all
 }
 
 type rigNode struct {
@@ -343,6 +344,7 @@ func (r *rig) through(g control.Group) {
 	for _, n := range []string{"c", "a", "b"} {
 		r.call(n, control.CallMigrateRegister, sp, nil)
 	}
+	r.waitFor("ready", func() bool { return r.moveStatus("a").Ready })
 	r.call("b", control.CallMigrateThrough, control.MigrationID{ID: "g-1"}, nil)
 }
 
@@ -353,7 +355,7 @@ func moveUnderLoad(r *rig) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	g := r.group(3, 16<<20)
-	l := proof.New(r.disks("a", 3), proof.Options{Seed: seed, Depth: 8, ReadPercent: 20, FlushEvery: 30})
+	l := proof.New(r.disks("a", 3), proof.Options{Seed: seed, Depth: 8, ReadPercent: 20, FlushEvery: 30, Span: r.span})
 	runFor(t, l, 500*time.Millisecond)
 	r.through(g)
 	l.SetDisks(r.disks("b", 3))

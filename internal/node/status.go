@@ -281,7 +281,7 @@ func (g *group) pairState(rec *groupRecord) (state string, consistent bool) {
 	switch s := g.sub.State(); {
 	case s == volume.SubSuspended && rec.Resume:
 		return "resyncing", !initial
-	case s == volume.SubSuspended && rec.periodic() && !rec.Halted && g.period.blocked == "":
+	case s == volume.SubSuspended && g.rests(rec) && !rec.Halted && g.period.blocked == "":
 		if initial {
 			return "initial-copy", false
 		}
@@ -350,7 +350,7 @@ func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
 	case control.RoleSource:
 		st.Refused = rec.Stage == migrate.Reopened
 		if g != nil {
-			st.Sealed, st.Drained = g.sealed(), g.drained()
+			st.Sealed, st.Drained, st.Ready = g.sealed(), g.drained(), g.ready() == nil
 			st.WANBytesSent = g.wan.total() + n.wanBase(rec.Spec.Group.Name)
 			g.mu.Lock()
 			st.Serving = g.epoch

@@ -99,11 +99,19 @@ type move struct {
 	k    killPoint
 	g    *site.Made
 	load *site.Running
+	wan  func(hosts proof.Stats) // bounds what went over the WAN
 }
 
 func killAt(t *testing.T, k killPoint, seed uint64) {
 	s := site.Start(t, map[string][]string{k.process: site.KillAt(k.step, k.edge)})
 	m := &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 64*mib, "64MiB")}
+	m.wan = func(hosts proof.Stats) { wanFits(t, s, hosts.Bytes+16*mib, 1) }
+	m.run(seed)
+}
+
+// run makes the move with the death in it, under load.
+func (m *move) run(seed uint64) {
+	s, t, k := m.Site, m.t, m.k
 	m.dirty(s.Dial(s.G, m.g.Volumes[0]))
 	disks := s.Disks
 	if k.process == "g" {
@@ -112,7 +120,7 @@ func killAt(t *testing.T, k killPoint, seed uint64) {
 	m.load = site.Run(proof.New(disks(s.G, m.g), proof.Options{Seed: seed, Depth: 16, MaxBlocks: 8, FlushEvery: 30, Rate: 800, Span: 32 * mib}))
 	time.Sleep(300 * time.Millisecond)
 	m.start()
-	if k.step != "deregister" {
+	if k.step != "deregister" && k.process != "" {
 		m.die()
 	}
 	first := m.settle()
@@ -227,7 +235,7 @@ func (m *move) check() {
 	if g.Primary != "b" || g.CopySource == nil || *g.CopySource != "b" {
 		m.t.Errorf("primary is %s, copy source %v", g.Primary, deref(g.CopySource))
 	}
-	wanFits(m.t, m.Site, m.load.Stats().Bytes+16*mib, 1)
+	m.wan(m.load.Stats())
 	m.Equal(m.load.Load, "secondary", site.Spans(m.Exports(m.C, m.g), 32*mib))
 	m.Equal(m.load.Load, "primary", site.Spans(m.Exports(m.B, m.g), 32*mib))
 	m.Tool("qemu-img", "compare", "-f", "raw", "-F", "raw", m.uri(m.G, 0), m.uri(m.C, 0))

@@ -323,7 +323,7 @@ func (n *Node) registered(in control.MigrationSpec) any {
 	if n.Moves[in.ID] == nil {
 		role := map[string]string{in.Source: control.RoleSource, in.Target: control.RoleTarget, in.Secondary: control.RoleSecondary}
 		mv := &Move{Spec: in, Status: control.MigrationStatus{ID: in.ID, Node: n.Name, Role: role[n.Name],
-			Phase: control.PhaseRegistered, Modes: map[string]string{}, Total: 10}}
+			Phase: control.PhaseRegistered, Modes: map[string]string{}, Total: 10, Ready: n.Name == in.Source}}
 		n.Moves[in.ID] = mv
 	}
 	return struct{}{}
