@@ -114,7 +114,7 @@ func (g *group) feedFrom(secondary string) {
 		Urgent:  g.sub.Urgent,
 		Trimmed: func(err error) bool { return errors.Is(err, volume.ErrTrimmed) },
 		OnTrimmed: func(from record.Seq) {
-			err := g.sub.Lost(fmt.Sprintf("%s lacks the records from %d on, which it had acknowledged and which have been freed since: all is marked",
+			err := g.sub.Lost(from, fmt.Sprintf("%s lacks the records from %d on, which it had acknowledged and which have been freed since: all is marked",
 				secondary, from))
 			if err != nil {
 				g.n.log.Error("loss at the secondary not recorded", "group", g.name, "cause", err)

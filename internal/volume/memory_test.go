@@ -463,3 +463,57 @@ func TestQueueNumbersOnlyRise(t *testing.T) {
 		}
 	}
 }
+
+// What every subscriber has acknowledged is freed at once, without a checkpoint: far more passes than the memory holds. What
+// one that lags has still to read is kept.
+func TestQueueMemoryIsFreedByAcks(t *testing.T) {
+	_, seed := seeded(t)
+	const limit = 256 << 10
+	p, m := newMemPair(t, seed, limit)
+	p.cfg = Config{SyncDelay: time.Millisecond, CheckpointEvery: time.Hour}
+	p.open()
+	m.subscribe(p)
+	lagging, err := p.g.Subscribe("lagging", SubscriberConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ack := func(s *Subscriber, seq record.Seq) {
+		t.Helper()
+		if err := s.Acked(seq, seq, seq); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 256 { // 1 MiB
+		if err := write(p.vols[0], int64(i)*4096, stamp(i+1, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		if i%8 != 7 {
+			continue
+		}
+		if err := p.g.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		tip := p.g.Tip()
+		ack(m.sub, tip)
+		if used, _ := p.g.log.Space(); used < 8*4096 {
+			t.Fatalf("at %d: %d bytes are kept for a subscriber that lacks 8 records", tip, used)
+		}
+		for next := tip - 7; next <= tip; {
+			recs, err := lagging.Read(next, 3, 1<<20)
+			if err != nil || len(recs) == 0 || recs[0].Seq != next || len(recs[0].Data) != 4096 {
+				t.Fatalf("reading at %d: %d records, %v", next, len(recs), err)
+			}
+			next = recs[len(recs)-1].Seq + 1
+		}
+		ack(lagging, tip)
+		if used, _ := p.g.log.Space(); used != 0 {
+			t.Fatalf("at %d: %d bytes are kept for nobody", tip, used)
+		}
+	}
+	for _, s := range []*Subscriber{m.sub, lagging} {
+		if s.State() != SubStreaming {
+			t.Errorf("%s is %s: %s", s.Name(), s.State(), s.Reason())
+		}
+	}
+	p.close()
+}

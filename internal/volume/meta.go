@@ -40,6 +40,8 @@ type metaSub struct {
 	Suspended bool       `json:"suspended"`
 	Sync      bool       `json:"sync,omitempty"`  // it has all that was answered to hosts, who wait for it
 	Stale     record.Seq `json:"stale,omitempty"` // it was promised all, until it was cut off: it lacks what begins here
+	// Relied is how far it has said to have all, by what Retain counts: it never has less, or has been put back.
+	Relied record.Seq `json:"relied,omitempty"`
 }
 
 type metaStore struct {

@@ -31,12 +31,24 @@ func (s *Subscriber) BeginStep(atOnce bool) (record.Seq, error) {
 	if err := s.flushMaps(); err != nil {
 		return 0, fmt.Errorf("subscriber %s: %w", s.name, err)
 	}
+	// A checkpoint, or an acknowledgement of another, must not free the begin before this one is in the stream.
+	s.join(true)
+	defer s.join(false)
 	return s.g.controlLocked(rec, func(seq record.Seq) {
 		s.mu.Lock()
-		s.begin, s.end, s.acked = seq, 0, seq-1
+		s.begin, s.end = seq, 0
 		s.mu.Unlock()
 		s.setState(SubResyncing, "resync")
 	})
+}
+
+// join has the log keep all that is appended from now on, under Group.mu, for a subscriber that is still suspended.
+func (s *Subscriber) join(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.joining = on; on {
+		s.acked = s.g.Tip()
+	}
 }
 
 func (s *Subscriber) step() (begin, end record.Seq, ok bool) {

@@ -77,11 +77,13 @@ type Subscriber struct {
 	durable record.Seq
 	applied record.Seq
 	acked   record.Seq    // what Retain counts; holds the log back
+	relied  record.Seq    // the highest that was counted of what it has said: records up to it, and their marks, may be gone
 	begin   record.Seq    // SubResyncing: of the step
 	end     record.Seq    // of the step, or of the stream that comes to rest, once appended
 	ended   record.Seq    // the newest end that the subscriber has applied
 	restAt  atomic.Uint64 // the end at which it leaves the stream, 0: it does not; what comes behind marks
 	leaving bool          // the end is applied, and the state that follows it is being taken
+	joining bool          // SubSuspended: a begin is being appended, and all from it on is kept
 
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
@@ -172,6 +174,7 @@ func (s *Subscriber) start() {
 		s.markAll()
 	}
 	acked = min(max(acked, trimmed), s.g.Tip())
+	s.relied = min(known.Relied, s.g.Tip()) // a log that has lost its end to a loss of power takes it back from the subscriber
 	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
 	if s.lapsed { // it has what it had said, and not what has been lost here
 		s.stored, s.durable, s.applied = known.Acked, known.Acked, known.Acked
@@ -382,13 +385,21 @@ func (g *Group) readRecent(from, upTo record.Seq, maxRecords, maxBytes int) []re
 	return recs
 }
 
-// Acked tells what the subscriber has. Cursors only rise; what is impossible is refused and changes nothing.
+// Acked tells what the subscriber has, after each hello too. What is impossible is refused and changes nothing. Cursors only
+// rise, but for a subscriber that has lost what it had: see fellBack.
 func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 	s.mu.Lock()
 	if durable > stored || applied > durable || stored > s.g.Tip() {
 		s.mu.Unlock()
 		return fmt.Errorf("subscriber %s: acknowledgement of %d stored, %d durable, %d applied is impossible, the log ends at %d",
 			s.name, stored, durable, applied, s.g.Tip())
+	}
+	if s.fellBack(stored) {
+		s.mu.Unlock()
+		if err := s.standBack(stored, durable, applied); err != nil {
+			return err
+		}
+		s.mu.Lock()
 	}
 	s.stored, s.durable, s.applied = max(s.stored, stored), max(s.durable, durable), max(s.applied, applied)
 	s.acknowledged(stored, durable)
@@ -397,6 +408,7 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 		return nil // its records may have been freed already; the marks say what it lacks
 	}
 	s.count()
+	s.relied = max(s.relied, s.counted(durable, applied)) // heard, where the cursors may be from before a restart
 	s.ackCopies()
 	if s.g.mem != nil && s.State() == SubResyncing {
 		s.acked = max(s.acked, s.collectStep())
@@ -425,11 +437,15 @@ func (s *Subscriber) Lapsed() bool {
 
 // count raises acked to what Retain counts, under mu.
 func (s *Subscriber) count() {
-	counted := s.applied
+	s.acked = max(s.acked, s.counted(s.durable, s.applied))
+}
+
+// counted is how far records may be freed that the subscriber has so.
+func (s *Subscriber) counted(durable, applied record.Seq) record.Seq {
 	if s.cfg.Retain == RetainDurable && s.State() != SubResyncing {
-		counted = s.durable // inside a step nothing is sure before the whole is applied
+		return durable
 	}
-	s.acked = max(s.acked, counted)
+	return applied // inside a step nothing is sure before the whole is applied
 }
 
 // SetRetain changes which acknowledgement frees a record. What has been freed by the other one stays freed.
@@ -457,6 +473,9 @@ func (g *Group) forgetAcked(acked record.Seq) {
 			acked, listed = min(acked, keep), min(listed, applied)
 		}
 	}
+	if g.mem != nil {
+		g.mem.Forget(acked)
+	}
 	g.recentMu.Lock()
 	defer g.recentMu.Unlock()
 	g.forgetRecent(acked)
@@ -466,14 +485,14 @@ func (g *Group) forgetAcked(acked record.Seq) {
 func (s *Subscriber) keepsAndLists() (acked, applied record.Seq, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.acked, min(s.acked, s.applied), s.State() != SubSuspended
+	return s.acked, min(s.acked, s.applied), s.State() != SubSuspended || s.joining
 }
 
-// keeps is the cursor that holds the log back; false for one that is cut off.
+// keeps is the cursor that holds the log back; false for one that is cut off, and is not about to be in the stream again.
 func (s *Subscriber) keeps() (record.Seq, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.acked, s.State() != SubSuspended
+	return s.acked, s.State() != SubSuspended || s.joining
 }
 
 func (s *Subscriber) forMeta() metaSub {
@@ -481,7 +500,8 @@ func (s *Subscriber) forMeta() metaSub {
 	defer s.mu.Unlock()
 	s.guardMu.Lock()
 	defer s.guardMu.Unlock()
-	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming && !s.lapsed, Sync: s.promised, Stale: s.stale}
+	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming && !s.lapsed, Sync: s.promised, Stale: s.stale,
+		Relied: s.relied}
 }
 
 // slowest is the subscriber in the stream that holds back records which the group itself does not need any more.
@@ -515,22 +535,6 @@ func (s *Subscriber) Suspend(reason string) error {
 	s.g.mu.Unlock()
 	s.g.release()
 	return err
-}
-
-// Lost takes a subscriber out of the stream that lacks what it had acknowledged, and what has been freed since: nobody knows
-// what that was, so all is marked. It changes nothing for one that is out of the stream, or inside a step, already.
-func (s *Subscriber) Lost(reason string) error {
-	s.g.mu.Lock()
-	defer s.g.mu.Unlock()
-	if s.State() != SubStreaming {
-		return nil
-	}
-	s.markAll()
-	s.cutOff(reason)
-	if err := s.flushMaps(); err != nil {
-		return s.g.fail(fmt.Errorf("changed map of %s: %w", s.name, err))
-	}
-	return s.g.saveMeta(func(*meta) {})
 }
 
 // cutOff suspends under the commit mutex. First the marks of all that is not acknowledged, then the state: whoever sees
