@@ -350,6 +350,7 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 			old := r.Spec.Group.Mode
 			r.Spec = spec
 			r.modeChanged(old)
+			r.forgetRemovals()
 			r.Spec.Group.Epoch, r.Spec.Group.Primary, r.Spec.Group.PrimaryJournal = keep.Epoch, keep.Primary, keep.PrimaryJournal
 			return nil
 		})

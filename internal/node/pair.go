@@ -86,7 +86,8 @@ func (n *Node) checkPair(ctx context.Context, in control.PairRef) (control.PairC
 }
 
 // removePair makes a member a lone volume again. At the primary the removal is a record of the log; At is where the
-// secondary should have got to before it lets go of its own volume, 0 if it will not get there now.
+// secondary should have got to before it lets go of its own volume, 0 if it will not get there: it has left the stream. A
+// secondary lets go at the end of a step, not inside one.
 //
 // This node's record says first that the pair is leaving, the log's blob then that the number is gone, the record last
 // that it has gone: dead in between, the group is opened without it (forgetRemoved).
@@ -100,7 +101,7 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	}
 	g, m := n.group(in.Name), rec.member(in.Number)
 	if m == nil {
-		return g.removedAt(), nil // repeated
+		return g.removedAt(in.Number), nil // repeated
 	}
 	for id, mv := range d.Moves {
 		if mv.Spec.Group.Name == in.Name && mv.Stage != migrate.Deregistered {
@@ -137,7 +138,8 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	if g.sub != nil {
 		g.sub.DropMap(record.VolumeNumber(in.Number))
 	}
-	if err := n.state.update(func(d *durable) error { d.Groups[in.Name].drop(in.Number); return nil }); err != nil {
+	at := g.vg.Appended() // behind the removal, and of this volume there is nothing in between
+	if err := n.state.update(func(d *durable) error { d.Groups[in.Name].drop(in.Number, at); return nil }); err != nil {
 		return control.PairRemoved{}, err
 	}
 	v.epoch.Store(0)
@@ -145,7 +147,7 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 		return control.PairRemoved{}, err
 	}
 	g.forgetMap(in.Number)
-	return g.removedAt(), nil
+	return g.removedAt(in.Number), nil
 }
 
 // copiesNow: blocks are being copied to the secondary, or are about to be.
@@ -156,29 +158,54 @@ func (g *group) copiesNow(rec *groupRecord) bool {
 	return g.sub.State() == volume.SubResyncing || slices.ContainsFunc(rec.Members, func(m memberRecord) bool { return m.Initial && !m.Equal })
 }
 
-// removedAt is what the secondary should get to before it removes a volume too.
-func (g *group) removedAt() control.PairRemoved {
-	st := g.status()
-	if st.Role != control.RolePrimary || !st.LinkUp || st.State != "paired" && st.State != "initial-copy" {
+// removedAt is what the secondary should get to before it removes a volume too. The link may be down: it gets there when
+// that is back. One that has left the stream does not.
+func (g *group) removedAt(number uint16) control.PairRemoved {
+	rec := g.n.state.view().Groups[g.name]
+	sub, _, _ := g.feeds()
+	if rec == nil || rec.Role != control.RolePrimary || sub == nil {
 		return control.PairRemoved{}
 	}
-	return control.PairRemoved{At: st.Appended}
+	at, known := rec.RemovedAt[number]
+	if !known { // it left when another node was the primary
+		at = g.vg.Appended()
+	}
+	if _, _, applied := sub.Cursor(); applied < at && sub.State() != volume.SubStreaming {
+		return control.PairRemoved{}
+	}
+	return control.PairRemoved{At: uint64(at)}
 }
 
 // awaitApplied waits for a secondary to have what its primary had before a removal.
 func (g *group) awaitApplied(ctx context.Context, at record.Seq) error {
 	for end := time.Now().Add(removalWait); g.vg.Applied() < at; {
 		if time.Now().After(end) || ctx.Err() != nil {
-			return refused("group %s: node %s has applied %d, the pair was removed at %d: repeat the command when it has got there",
-				g.name, g.n.cfg.Name, g.vg.Applied(), at)
+			return refused("group %s: node %s has applied %d, the pair was removed at %d: repeat the command when it has got there, "+
+				"or suspend the group first if its copy may stay behind", g.name, g.n.cfg.Name, g.vg.Applied(), at)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	return nil
 }
 
-func (g *groupRecord) drop(number uint16) {
+// drop takes a volume out that has left the log at a sequence.
+func (g *groupRecord) drop(number uint16, at record.Seq) {
+	if g.Role == control.RolePrimary {
+		if g.RemovedAt == nil {
+			g.RemovedAt = map[uint16]record.Seq{}
+		}
+		g.RemovedAt[number] = at
+	}
 	g.Members = slices.DeleteFunc(g.Members, func(m memberRecord) bool { return m.Number == number })
+}
+
+// forgetRemovals forgets where volumes have left whose pairs the manager has forgotten.
+func (g *groupRecord) forgetRemovals() {
+	for number := range g.RemovedAt {
+		if !slices.ContainsFunc(g.Spec.Group.Pairs, func(p control.Pair) bool { return p.Number == number }) {
+			delete(g.RemovedAt, number)
+		}
+	}
 }
 
 // forgetMap removes the changed map of a volume that has left. Its device is closed with the group: a checkpoint under way
@@ -214,10 +241,11 @@ func (g *group) forgetRemoved(rec *groupRecord) error {
 			continue
 		}
 		v := g.n.volume(m.Volume)
-		if err := g.n.state.update(func(d *durable) error { d.Groups[g.name].drop(uint16(number)); return nil }); err != nil {
+		at := g.jnl.Cursors().Appended // at the removal, or behind it
+		if err := g.n.state.update(func(d *durable) error { d.Groups[g.name].drop(uint16(number), at); return nil }); err != nil {
 			return err
 		}
-		rec.drop(uint16(number))
+		rec.drop(uint16(number), at)
 		if err := g.n.removeMap(g.n.changedPath(g.name, uint16(number))); err != nil {
 			return err
 		}

@@ -170,3 +170,58 @@ func TestDeadInsideRemoval(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// TestRemovalWaitsForTheLink: where a pair was removed is known for good. A secondary that is behind, for the link is down,
+// keeps its volume until it has got there; the command is repeated, before and after a restart of the primary, and the copy
+// then has all that hosts wrote. Once the group is suspended it will not get there, and lets go as it is.
+func TestRemovalWaitsForTheLink(t *testing.T) {
+	r := newRig(t, "a", "c")
+	g, link := r.pair(async, 3, 1<<20, 16<<20, 16<<20)
+	remove := func(node string, ref control.PairRef) (done control.PairRemoved, err error) {
+		return done, r.try(node, control.CallPairRemove, ref, &done)
+	}
+	link.set(true)
+	writeTo(t, r.nbd("a", "v2"), 0, 4096, 7)
+	first, err := remove("a", control.PairRef{Name: "g", Number: 2})
+	if err != nil || first.At == 0 {
+		t.Fatalf("removed at %d, %v", first.At, err)
+	}
+	writeTo(t, r.nbd("a", "v1"), 0, 4096, 8)
+	writeTo(t, r.nbd("a", "v2"), 0, 4096, 9) // of a lone volume
+	if _, err := remove("c", control.PairRef{Name: "g", Number: 2, At: first.At}); err == nil {
+		t.Fatal("the secondary has let go of a volume that is behind")
+	}
+	for range 2 {
+		if again, err := remove("a", control.PairRef{Name: "g", Number: 2}); err != nil || again != first {
+			t.Fatalf("removed at %d, repeated at %d, %v", first.At, again.At, err)
+		}
+		r.stop("a")
+		r.start("a")
+	}
+	link.set(false)
+	r.waitFor("removed at the secondary too", func() bool {
+		_, err := remove("c", control.PairRef{Name: "g", Number: 2, At: first.At})
+		return err == nil
+	})
+	p := make([]byte, 4096)
+	if _, err := (targetReader{r.nbd("c", "v2")}).ReadAt(p, 0); err != nil || !bytes.Equal(p, bytes.Repeat([]byte{7}, 4096)) {
+		t.Errorf("the removed copy: %x, %v", p[:4], err)
+	}
+	link.set(true)
+	writeTo(t, r.nbd("a", "v3"), 0, 4096, 1)
+	if third, err := remove("a", control.PairRef{Name: "g", Number: 3}); err != nil || third.At == 0 {
+		t.Fatalf("removed at %d, %v", third.At, err)
+	}
+	r.call("a", control.CallGroupSuspend, control.GroupSuspend{Name: "g"}, nil)
+	if third, err := remove("a", control.PairRef{Name: "g", Number: 3}); err != nil || third.At != 0 {
+		t.Fatalf("suspended, removed at %d, %v", third.At, err)
+	}
+	if _, err := remove("c", control.PairRef{Name: "g", Number: 3}); err != nil {
+		t.Fatal(err)
+	}
+	g.Pairs, g.Revision = g.Pairs[:1], g.Revision+1
+	r.configure(g)
+	if kept := r.nodes["a"].node.state.view().Groups["g"].RemovedAt; len(kept) > 0 {
+		t.Errorf("kept for good: %v", kept)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/migrate"
+	"gantline/internal/record"
 	"gantline/internal/statefile"
 )
 
@@ -62,6 +63,9 @@ type groupRecord struct {
 	Epoch uint64 `json:"epoch"`
 	// Verify is the verify under way, or the last, at a primary.
 	Verify *control.VerifyStatus `json:"verify,omitempty"`
+	// RemovedAt has, at a primary, the sequences at which volumes have left by command: their secondaries are to have applied
+	// them before they let go too. Those of pairs that the manager does not know any more are forgotten.
+	RemovedAt map[uint16]record.Seq `json:"removed_at,omitempty"`
 	// WANBase is what other nodes had sent to the secondary before this one became primary.
 	WANBase int64 `json:"wan_base"`
 }

@@ -62,3 +62,45 @@ func TestVolumeLeavesInsideCopy(t *testing.T) {
 		})
 	}
 }
+
+// TestRemoveFinishesTheStep: a follower that has applied a part of a step lets go of a volume only behind its end.
+func TestRemoveFinishesTheStep(t *testing.T) {
+	_, seed := seeded(t)
+	m := newSite(t, seed, 2, testSize, 4<<20)
+	m.follow = true
+	m.open()
+	if err := m.jnl.Reset(0, record.Table{{Epoch: 1, Incarnation: 1, Node: "a", First: 1}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	recs := []record.Record{{Seq: 1, Op: record.OpBegin}, {Seq: 2, Op: record.OpWrite}, {Seq: 3, Op: record.OpWrite, Offset: 4096}, {Seq: 4, Op: record.OpEnd}}
+	for i := range recs {
+		r := &recs[i]
+		if r.Epoch, r.Incarnation = 1, 1; r.Op == record.OpWrite {
+			r.Volume, r.Length, r.Data = 1, 4096, stamp(int(r.Seq), 4096)
+		}
+	}
+	if err := m.jnl.Append(recs); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.jnl.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.g.Intend(4); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.g.Apply(recs[:2]); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.g.Remove(t.Context(), 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.g.Apply(recs[2:]); err != nil { // whoever was applying it goes on
+		t.Fatal(err)
+	}
+	for i, seq := range []int{2, 3} {
+		if got := read(t, m.vols[0], int64(i)*4096, 4096); string(got) != string(stamp(seq, 4096)) {
+			t.Errorf("record %d of the step is not on the removed volume", seq)
+		}
+	}
+	m.close()
+}

@@ -319,11 +319,15 @@ func (g *Group) join(m Member) error {
 }
 
 // Remove makes a member a lone volume again: it holds, drains, is written back and flushed, then goes straight to its
-// device. Its number is never used again.
+// device. Its number is never used again. A follower finishes a step that it has announced before: no half of one stays on
+// the volume. ErrBusy: it has announced another meanwhile.
 func (g *Group) Remove(ctx context.Context, n record.VolumeNumber, payload []byte) error {
 	m := g.member(n)
 	if m == nil {
 		return fmt.Errorf("%w: %d", ErrUnknownVolume, n)
+	}
+	if err := g.finishStep(); err != nil {
+		return err
 	}
 	v := m.vol
 	mode := v.gate.current.Load().mode
@@ -347,9 +351,20 @@ func Removed(log Log) ([]record.VolumeNumber, error) {
 	return m.Removed, err
 }
 
+// insideStep: a follower has announced a step and not applied all of it. Under mu.
+func (g *Group) insideStep() error {
+	if g.Role() == RoleFollowing && g.intent > g.Tip() {
+		return fmt.Errorf("%w: group %s applies a step that ends at %d", ErrBusy, g.cfg.Name, g.intent)
+	}
+	return nil
+}
+
 func (g *Group) detach(m *member) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if err := g.insideStep(); err != nil {
+		return err
+	}
 	g.rounds.Lock()
 	defer g.rounds.Unlock()
 	if m.cache.tree.Len() > 0 {
