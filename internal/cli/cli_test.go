@@ -142,6 +142,7 @@ func TestCommands(t *testing.T) {
 		{"link show a", 2, "FROM:TO"},
 		{"link set a:c", 2, "nothing to change"},
 		{"link set a:c --limit 10MiB", 0, "10 MiB"},
+		{"link set a:c --connections 4 -o json", 0, `"connections": 4`},
 		{"link set a:c --limit 10MiB --connections 99", 2, "outside 1 to 16"},
 		{"wait link a:c --for limit=10485760", 0, "a"},
 		{"wait group g --for lag.writes<=0 --timeout 5s", 0, "paired"},

@@ -127,9 +127,6 @@ func (m *Manager) linkSet(ctx context.Context, name string, in control.LinkReque
 		if l.LinkSettings, err = in.Apply(old.V.LinkSettings); err != nil || l == old.V {
 			return struct{}{}, err
 		}
-		if l.Connections > 1 {
-			return struct{}{}, control.NotBuilt("--connections")
-		}
 		_, err = m.commit(ctx, m.change().put(old.Key, old.Rev, l).event("link/"+name, "set", "command", "link %s set: %s", name,
 			fmt.Sprintf("limit %d (was %d), connections %d (was %d)", l.Limit, old.V.Limit, max(l.Connections, 1), max(old.V.Connections, 1))))
 		return struct{}{}, err

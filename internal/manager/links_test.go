@@ -37,6 +37,12 @@ func TestLinks(t *testing.T) {
 	if v.Limit != 1<<20 || told().Limit != 1<<20 {
 		t.Fatalf("set to %+v, told %+v", v, told())
 	}
+	connections := func(n int) control.LinkRequest { return control.LinkRequest{Connections: &n} }
+	s.must("POST", "/v1/links/a:c", connections(4), &v)
+	if v.Connections != 4 || v.Limit != 1<<20 || told() != (control.LinkSettings{Limit: 1 << 20, Connections: 4}) {
+		t.Fatalf("set to %+v, told %+v", v, told())
+	}
+	s.refused(control.KindUsage, "outside 1 to 16", "POST", "/v1/links/a:c", connections(17))
 	s.refused(control.KindUsage, "outside 4096", "POST", "/v1/links/a:c", limit(5))
 	s.refused(control.KindUsage, "nothing to change", "POST", "/v1/links/a:c", control.LinkRequest{})
 	s.refused(control.KindNotFound, "does not exist", "POST", "/v1/links/a:z", limit(1<<20))

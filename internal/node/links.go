@@ -1,24 +1,28 @@
 package node
 
 import (
+	"sync/atomic"
+
 	"gantline/internal/control"
 	"gantline/internal/pace"
 )
 
 // link is what this node knows of its way to another node: all groups that copy to that node share it.
 type link struct {
-	limit *pace.Limiter
+	limit       *pace.Limiter
+	connections atomic.Int64 // of each stream
 }
 
 // linkTo returns the link to a node, with the settings that were recorded for it.
 func (n *Node) linkTo(peer string) *link {
-	limit := n.state.view().Links[peer].Limit
+	set := n.state.view().Links[peer]
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l := n.links[peer]
 	if l == nil {
 		l = &link{limit: pace.New()}
-		l.limit.Set(limit)
+		l.limit.Set(set.Limit)
+		l.connections.Store(int64(set.Connections))
 		n.links[peer] = l
 	}
 	return l
@@ -39,7 +43,28 @@ func (n *Node) learnLinks(links map[string]control.LinkSettings) error {
 				return err
 			}
 		}
-		n.linkTo(peer).limit.Set(s.Limit)
+		l := n.linkTo(peer)
+		l.limit.Set(s.Limit)
+		if old := l.connections.Swap(int64(s.Connections)); max(old, 1) != int64(max(s.Connections, 1)) {
+			n.renewStreams(peer)
+		}
 	}
 	return nil
+}
+
+// renewStreams has the streams to a node begin anew, with as many connections as its link has now.
+func (n *Node) renewStreams(peer string) {
+	for name, rec := range n.state.view().Groups {
+		if rec.Spec.Group.Secondary != peer {
+			continue
+		}
+		if g := n.group(name); g != nil {
+			g.mu.Lock()
+			snd := g.snd
+			g.mu.Unlock()
+			if snd != nil {
+				snd.Renew()
+			}
+		}
+	}
 }

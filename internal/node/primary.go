@@ -106,7 +106,7 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 }
 
 func (g *group) feedFrom(secondary string) {
-	feed := newScope()
+	feed, link := newScope(), g.n.linkTo(secondary)
 	settings := g.settings()
 	snd := sender.New(sender.Config{
 		Source:  g.sub,
@@ -134,11 +134,12 @@ func (g *group) feedFrom(secondary string) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", addr)
 		},
-		Sent:     g.wan.add,
-		Compress: func() wire.Method { return wire.Method(g.compress.Load()) },
-		Pace:     pace.Chain{g.limit, g.n.linkTo(secondary).limit},
-		Retry:    g.n.cfg.linkRetry,
-		Logger:   g.n.log,
+		Sent:        g.wan.add,
+		Compress:    func() wire.Method { return wire.Method(g.compress.Load()) },
+		Pace:        pace.Chain{g.limit, link.limit},
+		Retry:       g.n.cfg.linkRetry,
+		Connections: func() int { return int(link.connections.Load()) },
+		Logger:      g.n.log,
 	})
 	g.mu.Lock()
 	g.snd, g.feed = snd, feed

@@ -90,10 +90,14 @@ type site struct {
 	delay  time.Duration // SyncDelay
 	lost   int           // power losses that took records
 	pull   bool          // the receiver dials
+	lanes int           // connections of a stream
 }
 
 func newSite(t testing.TB) *site {
-	s := &site{t: t, conns: map[*wire.Incoming]context.CancelFunc{}, pull: strings.HasPrefix(t.Name(), "TestPull/")}
+	s := &site{t: t, conns: map[*wire.Incoming]context.CancelFunc{}, pull: strings.HasPrefix(t.Name(), "TestPull/"), lanes: 1}
+	if strings.HasPrefix(t.Name(), "TestBundle") {
+		s.lanes, s.pull = 3, strings.HasPrefix(t.Name(), "TestBundlePull/")
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -265,7 +269,7 @@ func (s *site) send(node string, log sender.Source, change ...func(*sender.Confi
 	for _, f := range change {
 		f(&cfg)
 	}
-	cfg.Pull = s.pull
+	cfg.Pull, cfg.Connections = s.pull, func() int { return s.lanes }
 	snd := sender.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -196,12 +196,19 @@ func (p *Puller) once(ctx context.Context) error {
 	if err := in.Decode(&shown); err != nil {
 		return err
 	}
-	return p.cfg.Receiver.pull(ctx, conn, p.cfg.Node, shown, func() { p.note(nil) })
+	joinCtx, cancel := context.WithTimeout(ctx, p.cfg.DialTimeout+p.cfg.HelloTimeout)
+	defer cancel()
+	all, err := wire.DialBundle(joinCtx, conn, wire.Receiver, shown.BundleSpec, p.cfg.Hello, p.cfg.Dial)
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	return p.cfg.Receiver.pull(ctx, all, p.cfg.Node, shown, func() { p.note(nil) })
 }
 
 // pull is Handle where this side has dialled: the source's hello came as the answer to this side's, and this side's
 // answer to that goes in a frame of its own.
-func (r *Receiver) pull(ctx context.Context, conn *wire.Conn, peer string, h wire.StreamHello, open func()) error {
+func (r *Receiver) pull(ctx context.Context, conn *wire.Bundle, peer string, h wire.StreamHello, open func()) error {
 	s, ans, err := r.enter(conn, peer, h)
 	if err != nil {
 		conn.Refuse(err)

@@ -15,7 +15,7 @@ import (
 
 // stream is one connection of one source.
 type stream struct {
-	conn      *wire.Conn
+	conn      *wire.Bundle
 	peer      string
 	asking    *asking // this side pulls; nil: the source pushes
 	right     right   // its bounds are guarded by the receiver's mu, its place in the table by the reading goroutine
@@ -44,11 +44,19 @@ func (r *Receiver) Handle(ctx context.Context, in *wire.Incoming) error {
 	if err != nil {
 		return err
 	}
-	s, ans, err := r.enter(in.Conn, in.Peer.Name, h)
+	conn, err := in.Bundle(wire.Receiver, h.BundleSpec)
+	if err != nil {
+		return err
+	}
+	s, ans, err := r.enter(conn, in.Peer.Name, h)
 	if err != nil {
 		return err
 	}
 	defer r.leave(s)
+	if err := conn.Expect(); err != nil {
+		return err
+	}
+	defer conn.Close()
 	if err := in.Answer(ans); err != nil {
 		return err
 	}
@@ -73,7 +81,7 @@ func (r *Receiver) serve(ctx context.Context, s *stream) error {
 }
 
 // enter judges the hello and, when it is accepted, makes this stream its source's only one.
-func (r *Receiver) enter(conn *wire.Conn, peer string, h wire.StreamHello) (s *stream, ans wire.StreamAnswer, err error) {
+func (r *Receiver) enter(conn *wire.Bundle, peer string, h wire.StreamHello) (s *stream, ans wire.StreamAnswer, err error) {
 	defer func() {
 		if err != nil {
 			r.log.Info("stream refused", "group", r.cfg.Group, "peer", peer, "reason", err)

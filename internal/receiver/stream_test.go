@@ -406,8 +406,11 @@ func TestFullLog(t *testing.T) {
 	life := s.start(store)
 	permit(t, life, receiver.Permit{Epoch: id(1, "a")})
 	log := newLog(record.Table{openRow(1, "a", 1)}, 0)
-	log.add(writes(1, 1, 500, 64)...)
+	log.add(writes(1, 1, 10, 64)...)
 	_, _ = s.send("a", log)
+	// By themselves: what comes together is appended together, and there is room for the first append.
+	eventually(t, "the room is used up", func() bool { return life.recv.Status().Stored == 10 })
+	log.add(writes(1, 11, 500, 64)...)
 	eventually(t, "it waits and says so", func() bool { return strings.Contains(life.recv.Status().BlockedOn, "full") })
 	room.Store(1 << 30)
 	eventually(t, "it goes on", func() bool { _, d, _ := log.has(); return d == 500 })

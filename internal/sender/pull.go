@@ -115,10 +115,24 @@ func (s *Sender) SetPull(pull bool) {
 		return
 	}
 	s.pull = pull
+	s.turn(errTurned)
+}
+
+// Renew ends the stream that is open and has the next one begin at once, or when the receiver dials again: the number of
+// its connections has changed.
+func (s *Sender) Renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.turn(errRenewed)
+}
+
+// turn is called under mu.
+func (s *Sender) turn(why error) {
+	s.turnedBy = why
 	close(s.turned)
 	s.turned = make(chan struct{})
 	if s.answered != nil {
-		s.answered.cancel(errTurned)
+		s.answered.cancel(why)
 	}
 }
 
@@ -200,14 +214,27 @@ func (s *Sender) answer(ctx context.Context, in *wire.Incoming) (st *session, a 
 	if !ok {
 		return nil, a, &wire.Error{Kind: wire.KindUnavailable, Message: "the log has no epoch yet"}
 	}
-	if err := in.Answer(wire.StreamHello{Epoch: row.ID(), Table: table, Compress: wire.Methods()}); err != nil {
+	spec := s.bundle()
+	conn, err := in.Bundle(wire.Source, spec)
+	if err != nil {
 		return nil, a, err
 	}
-	stop := context.AfterFunc(ctx, func() { in.Abort(context.Cause(ctx)) })
-	timer := time.AfterFunc(s.cfg.HelloTimeout, func() { in.Abort(fmt.Errorf("%w: the receiver does not say what it has", wire.ErrSilent)) })
-	kind, body, err := in.ReadFrame()
-	timer.Stop()
-	stop()
+	if err := conn.Expect(); err != nil {
+		return nil, a, err
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if err := in.Answer(wire.StreamHello{Epoch: row.ID(), Table: table, Compress: wire.Methods(), BundleSpec: spec}); err != nil {
+		return nil, a, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Abort(context.Cause(ctx)) })
+	timer := time.AfterFunc(s.cfg.HelloTimeout, func() { conn.Abort(fmt.Errorf("%w: the receiver does not say what it has", wire.ErrSilent)) })
+	defer stop()
+	defer timer.Stop()
+	kind, body, err := conn.ReadFrame()
 	switch {
 	case err != nil:
 		return nil, a, err
@@ -224,8 +251,11 @@ func (s *Sender) answer(ctx context.Context, in *wire.Incoming) (st *session, a 
 	if err := a.Check(); err != nil {
 		return nil, a, err
 	}
-	if s.cfg.Pace != nil {
-		in.Pace(s.cfg.Pace)
+	if err := conn.Await(); err != nil {
+		return nil, a, err
 	}
-	return &session{s: s, conn: in.Conn, table: table, lastRow: len(table) - 1, asks: &asks{}}, a, nil
+	if s.cfg.Pace != nil {
+		conn.Pace(s.cfg.Pace)
+	}
+	return &session{s: s, conn: conn, table: table, lastRow: len(table) - 1, asks: &asks{}}, a, nil
 }

@@ -2,6 +2,7 @@ package sender
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,7 +68,9 @@ type Config struct {
 	Pace wire.Pacer
 	// Compress is how batches are compressed from now on, if the receiver can read that; nil: not at all.
 	Compress func() wire.Method
-	Logger   *slog.Logger
+	// Connections is how many connections the next stream has, 1 to wire.MaxBundle; nil: one. See Renew.
+	Connections func() int
+	Logger      *slog.Logger
 
 	BatchRecords  int           // default 512
 	BatchBytes    int           // default 1 MiB
@@ -129,6 +132,9 @@ func (c *Config) defaults() {
 	if c.Compress == nil {
 		c.Compress = func() wire.Method { return wire.MethodNone }
 	}
+	if c.Connections == nil {
+		c.Connections = func() int { return 1 }
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -144,15 +150,16 @@ type Sender struct {
 	mu     sync.Mutex
 	window Window
 	status Status
-	stopAt record.Seq // 0: none
-	ended  bool       // drained is closed
-	conn   *wire.Conn // of the open stream, nil: none
+	stopAt record.Seq   // 0: none
+	ended  bool         // drained is closed
+	conn   *wire.Bundle // of the open stream, nil: none
 	gate   gate
 	hurry  record.Seq // up to here nothing waits
 	held   string     // what records wait for; empty: none wait
 
 	pull     bool
-	turned   chan struct{}   // closed and replaced when pull changes
+	turned   chan struct{}   // closed and replaced when pull changes, or the number of connections
+	turnedBy error           // the last time
 	answered *answering      // who is being answered
 	runs     context.Context // of Run; nil: it has not begun, or has ended
 	handles  sync.WaitGroup  // calls of Handle while it runs
@@ -211,8 +218,18 @@ func (s *Sender) Run(ctx context.Context) {
 	s.down(nil, context.Cause(ctx))
 }
 
-// errTurned: the other end dials from now on, or this one.
-var errTurned = errors.New("push and pull have been changed for each other")
+var (
+	// errTurned: the other end dials from now on, or this one.
+	errTurned = errors.New("push and pull have been changed for each other")
+	// errRenewed: the next stream has another number of connections.
+	errRenewed = errors.New("the number of the link's connections has been changed")
+)
+
+func (s *Sender) whyTurned() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.turnedBy
+}
 
 // push dials again and again until ctx ends or turned is closed.
 func (s *Sender) push(parent context.Context, turned <-chan struct{}) {
@@ -223,7 +240,7 @@ func (s *Sender) push(parent context.Context, turned <-chan struct{}) {
 	watch.Go(func() {
 		select {
 		case <-turned:
-			cancel(errTurned)
+			cancel(s.whyTurned())
 		case <-ctx.Done():
 		}
 	})
@@ -279,7 +296,7 @@ func (s *Sender) stream(ctx context.Context, st *session, ans wire.StreamAnswer)
 	return st.run(ctx)
 }
 
-func (s *Sender) open(conn *wire.Conn) {
+func (s *Sender) open(conn *wire.Bundle) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conn = conn
@@ -297,14 +314,15 @@ func (s *Sender) table() record.Table {
 	return table
 }
 
-func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, wire.StreamAnswer, error) {
+func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Bundle, wire.StreamAnswer, error) {
 	row, ok := table.Current()
 	if !ok {
 		return nil, wire.StreamAnswer{}, errors.New("the log has no epoch yet")
 	}
 	h := s.cfg.Hello
 	h.Purpose = wire.PurposeStream
-	h, err := h.WithParams(wire.StreamHello{Epoch: row.ID(), Table: table, Compress: wire.Methods()})
+	spec := s.bundle()
+	h, err := h.WithParams(wire.StreamHello{Epoch: row.ID(), Table: table, Compress: wire.Methods(), BundleSpec: spec})
 	if err != nil {
 		return nil, wire.StreamAnswer{}, err
 	}
@@ -323,18 +341,34 @@ func (s *Sender) connect(ctx context.Context, table record.Table) (*wire.Conn, w
 	if err != nil {
 		return nil, wire.StreamAnswer{}, refusalOf(err)
 	}
-	if s.cfg.Pace != nil {
-		conn.Pace(s.cfg.Pace)
-	}
 	var a wire.StreamAnswer
 	if err = in.Decode(&a); err == nil {
 		err = a.Check()
+	}
+	var all *wire.Bundle
+	if err == nil {
+		joinCtx, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout+s.cfg.HelloTimeout)
+		defer cancel()
+		if all, err = wire.DialBundle(joinCtx, conn, wire.Source, spec, s.cfg.Hello, s.cfg.Dial); err != nil {
+			err = fmt.Errorf("link down: %w", err)
+		}
 	}
 	if err != nil {
 		conn.Close()
 		return nil, wire.StreamAnswer{}, err
 	}
-	return conn, a, nil
+	if s.cfg.Pace != nil {
+		all.Pace(s.cfg.Pace)
+	}
+	return all, a, nil
+}
+
+// bundle names the connections of a stream that is about to begin.
+func (s *Sender) bundle() wire.BundleSpec {
+	if n := s.cfg.Connections(); n > 1 {
+		return wire.BundleSpec{Connections: n, Session: rand.Text()}
+	}
+	return wire.BundleSpec{}
 }
 
 // StopAt says that the log ends at last: nothing above it is sent, and Drained is closed when the receiver has

@@ -19,7 +19,7 @@ var errTable = errors.New("the log has begun a new row of its epoch table")
 // session is one connection. The sending goroutine owns all of it but what it reaches through s.
 type session struct {
 	s       *Sender
-	conn    *wire.Conn
+	conn    *wire.Bundle
 	table   record.Table // as shown in the hello
 	lastRow int          // where the record before was found
 	counted atomic.Int64 // bytes told to Config.Sent

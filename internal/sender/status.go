@@ -68,7 +68,7 @@ func (s *Sender) Status() Status {
 	st.StopAt, st.Drained = s.stopAt, s.ended
 	if s.conn != nil {
 		st.RTT, _ = s.conn.RTT()
-		st.Connections = 1
+		st.Connections = s.conn.Connections()
 	}
 	if st.State != StateStreaming || st.BlockedOn != "" {
 		return st
@@ -86,7 +86,7 @@ func (s *Sender) Status() Status {
 
 // down notes why there is no stream: conn is that of the one that has ended, nil if the attempt has led to none. While
 // another is open, as when push and pull have been changed for each other, it says nothing.
-func (s *Sender) down(conn *wire.Conn, err error) {
+func (s *Sender) down(conn *wire.Bundle, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != conn {

@@ -3,6 +3,7 @@
 //
 //	io      host requests to one volume, pipelined, answered in any order (IOClient, ServeIO, Sessions)
 //	stream  records of a group's log to a subscriber, and its acknowledgements (Batch, Ack, Heartbeat)
+//	        by one connection, or a Bundle of several that look like one
 //	call    JSON method calls, many in flight, each with its own deadline (Caller)
 //
 // A frame, little endian:

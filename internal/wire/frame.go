@@ -26,6 +26,7 @@ const (
 	TypeRange     Type = 35 // stream: a receiver that pulls asks for a range
 	TypeControl   Type = 36 // stream: JSON, the two ends' own
 	TypePacked    Type = 37 // stream: a batch, compressed
+	TypePlace     Type = 38 // stream: u64, the position of the frame that follows on this connection
 	TypeMiss      Type = 40 // stream: the answer to ranges asked for of which nothing can be sent
 	TypeCall      Type = 48 // call: method and parameters
 	TypeReturn    Type = 49 // call: its result or error
@@ -71,7 +72,7 @@ func (t Type) limit() (int, bool) {
 		return replySize + MaxPayload, true
 	case TypeBatch, TypePacked:
 		return MaxBatchBody, true
-	case TypeAck, TypeHeartbeat, TypeRange, TypeMiss, TypeCancel:
+	case TypeAck, TypeHeartbeat, TypeRange, TypePlace, TypeMiss, TypeCancel:
 		return 64, true
 	case TypeCall, TypeReturn:
 		return MaxCallBody, true
@@ -82,7 +83,7 @@ func (t Type) limit() (int, bool) {
 func (t Type) String() string {
 	names := map[Type]string{TypeHello: "hello", TypeError: "error", TypePing: "ping", TypeBye: "bye",
 		TypeRequest: "request", TypeReply: "reply", TypeBatch: "batch", TypeAck: "ack", TypeHeartbeat: "heartbeat",
-		TypeRange: "range", TypeMiss: "miss", TypeControl: "control", TypePacked: "packed", TypeCall: "call", TypeReturn: "return",
+		TypeRange: "range", TypeMiss: "miss", TypeControl: "control", TypePacked: "packed", TypePlace: "place", TypeCall: "call", TypeReturn: "return",
 		TypeCancel: "cancel"}
 	if n, ok := names[t]; ok {
 		return n

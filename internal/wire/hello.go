@@ -15,6 +15,7 @@ const (
 	PurposeIO     Purpose = "io"
 	PurposeStream Purpose = "stream"
 	PurposeCall   Purpose = "call"
+	PurposeJoin   Purpose = "join" // one more connection of a stream that is open: Bundle
 )
 
 // HelloVersion is the version of the hello and of what follows it.
@@ -43,7 +44,7 @@ func parseHello(body []byte) (Hello, error) {
 			Message: fmt.Sprintf("hello of version %d, this side speaks %d", h.Version, HelloVersion)}
 	}
 	switch h.Purpose {
-	case PurposeIO, PurposeStream, PurposeCall:
+	case PurposeIO, PurposeStream, PurposeCall, PurposeJoin:
 	default:
 		return Hello{}, &Error{Kind: KindInvalid, Message: fmt.Sprintf("unknown purpose %.40q", h.Purpose)}
 	}

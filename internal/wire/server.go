@@ -36,6 +36,7 @@ type Incoming struct {
 	*Conn
 	Peer     Hello
 	self     Hello
+	server   *Server
 	answered bool
 }
 
@@ -72,7 +73,9 @@ type Server struct {
 
 	mu    sync.Mutex
 	conns map[*Conn]struct{}
-	work  sync.WaitGroup
+	// bundles are the streams of several connections that were accepted here, by session.
+	bundles map[string]*Bundle
+	work    sync.WaitGroup
 }
 
 // NewServer makes a server; Serve may be called for several listeners.
@@ -83,7 +86,7 @@ func NewServer(h Handlers, l Limits) *Server {
 	if l.Handshake == 0 {
 		l.Handshake = handshakeTimeout
 	}
-	return &Server{limits: l, handlers: h, conns: map[*Conn]struct{}{}}
+	return &Server{limits: l, handlers: h, conns: map[*Conn]struct{}{}, bundles: map[string]*Bundle{}}
 }
 
 // Serve accepts until ctx ends or the listener fails, closes the listener and its connections, and returns when all
@@ -124,7 +127,7 @@ func (s *Server) serve(ctx context.Context, nc net.Conn) {
 	c := NewConn(nc)
 	defer c.Close()
 	defer c.closeOn(ctx)()
-	in := &Incoming{Conn: c, self: s.handlers.Self}
+	in := &Incoming{Conn: c, self: s.handlers.Self, server: s}
 	err := s.admit(c)
 	if err == nil {
 		defer s.forget(c)
@@ -175,10 +178,46 @@ func (s *Server) handle(ctx context.Context, in *Incoming) error {
 		if s.handlers.Stream != nil {
 			return s.handlers.Stream(ctx, in)
 		}
+	case PurposeJoin:
+		return s.join(in)
 	case PurposeCall:
 		if s.handlers.Call != nil {
 			return s.serveCalls(ctx, in)
 		}
 	}
 	return refused
+}
+
+// expect lets connections join a bundle from now on.
+func (s *Server) expect(b *Bundle) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bundles[b.spec.Session] != nil {
+		return &Error{Kind: KindRefused, Message: "another stream has this session"}
+	}
+	s.bundles[b.spec.Session] = b
+	return nil
+}
+
+func (s *Server) forgetBundle(b *Bundle) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bundles[b.spec.Session] == b {
+		delete(s.bundles, b.spec.Session)
+	}
+}
+
+// join gives a connection to the stream that it names.
+func (s *Server) join(in *Incoming) error {
+	var j joining
+	if err := in.Peer.Decode(&j); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	b := s.bundles[j.Session]
+	s.mu.Unlock()
+	if b == nil || j.Session == "" {
+		return &Error{Kind: KindUnavailable, Message: "no stream of this session is open here: it has ended, or was another process's"}
+	}
+	return b.join(in, j.Index)
 }

@@ -204,6 +204,11 @@ func (c *Conn) Batch() (Batch, error) {
 	return b, c.in.malformed
 }
 
+// framer writes frames: a connection, or a bundle of them.
+type framer interface {
+	writeFrame(t Type, parts [][]byte, sums []uint32) error
+}
+
 // WriteBatch writes a batch as one frame and waits while too much is queued. The records' checksums are taken for those of
 // their data: wherever a byte of it has changed since, the receiver will find it.
 func (c *Conn) WriteBatch(b Batch) error {
@@ -213,6 +218,15 @@ func (c *Conn) WriteBatch(b Batch) error {
 
 // WritePacked is WriteBatch with the frame compressed by m where p finds that of use. It returns the frame's size in bytes.
 func (c *Conn) WritePacked(b Batch, m Method, p *Packer) (size int, err error) {
+	return writePacked(c, b, m, p)
+}
+
+// WritePacked is Conn.WritePacked.
+func (b *Bundle) WritePacked(batch Batch, m Method, p *Packer) (size int, err error) {
+	return writePacked(b, batch, m, p)
+}
+
+func writePacked(f framer, b Batch, m Method, p *Packer) (size int, err error) {
 	parts, err := EncodeBatch(b)
 	if err != nil {
 		return 0, err
@@ -226,13 +240,13 @@ func (c *Conn) WritePacked(b Batch, m Method, p *Packer) (size int, err error) {
 	}
 	if m != MethodNone {
 		if packed, ok := p.Pack(m, parts, sums); ok {
-			return headerSize + len(packed), c.WriteFrame(TypePacked, packed)
+			return headerSize + len(packed), f.writeFrame(TypePacked, [][]byte{packed}, nil)
 		}
 	}
 	for _, p := range parts {
 		size += len(p)
 	}
-	return headerSize + size, c.writeFrame(TypeBatch, parts, sums)
+	return headerSize + size, f.writeFrame(TypeBatch, parts, sums)
 }
 
 // EncodeAck and its like return the body of their frame.

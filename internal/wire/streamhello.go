@@ -12,6 +12,7 @@ type StreamHello struct {
 	Table record.Table   `json:"table"`
 	// Compress has the methods that the source may use.
 	Compress []string `json:"compress,omitempty"`
+	BundleSpec
 }
 
 // StreamAnswer is what the receiver of a stream has: its answer to a StreamHello.

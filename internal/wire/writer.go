@@ -326,6 +326,13 @@ func (w *writer) fail(err error) {
 	w.room.Broadcast()
 }
 
+// load is how many bytes are queued or being written.
+func (w *writer) load() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bytes
+}
+
 // waitRoom waits until little enough is queued.
 func (w *writer) waitRoom() error {
 	w.mu.Lock()

@@ -115,6 +115,8 @@ func TestAllForms(t *testing.T) {
 	time.Sleep(4 * time.Second)
 	s.C.Start()
 	all("after an outage of the secondary")
+	s.Do("link", "set", "a:c", "--connections", "3") // of every stream, from now on
+	all("over three connections each")
 	pause()
 	s.C.Kill()
 	s.C.Start()
