@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -15,6 +16,7 @@ import (
 // lanes stands between two nodes, counts what each connection carries, and kills single ones.
 type lanes struct {
 	addr string
+	rate int64 // bytes a second of each connection and direction; 0: no limit
 
 	mu    sync.Mutex
 	open  map[*lane]struct{}
@@ -23,6 +25,7 @@ type lanes struct {
 
 type lane struct {
 	in, out net.Conn
+	rate    int64
 	bytes   atomic.Int64 // both ways
 }
 
@@ -45,7 +48,7 @@ func newLanes(t *testing.T, to func() string) *lanes {
 				in.Close()
 				continue
 			}
-			one := &lane{in: in, out: out}
+			one := &lane{in: in, out: out, rate: s.rate}
 			s.mu.Lock()
 			s.open[one] = struct{}{}
 			s.dials++
@@ -76,9 +79,17 @@ func (l *lane) carry(from, to net.Conn) {
 	defer from.Close()
 	defer to.Close()
 	buf := make([]byte, 64<<10)
+	free := time.Now()
 	for {
 		n, err := from.Read(buf)
 		l.bytes.Add(int64(n))
+		if l.rate > 0 {
+			if now := time.Now(); free.Before(now) {
+				free = now
+			}
+			free = free.Add(time.Duration(n) * time.Second / time.Duration(l.rate))
+			time.Sleep(time.Until(free))
+		}
 		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
 			return
 		}
@@ -186,4 +197,49 @@ func TestMoveOverConnections(t *testing.T) {
 	if n := r.status("b").Connections; n != 3 {
 		t.Errorf("%d connections from the target", n)
 	}
+}
+
+// Where the network limits each connection, four carry what one cannot.
+func TestConnectionsCarryMore(t *testing.T) {
+	r := newRig(t, "a", "c")
+	link := newLanes(t, func() string { return r.listens("c") })
+	link.rate = 4 << 20
+	r.via = map[string]string{"c": link.addr}
+	r.quick("a")
+	g := r.group(1, 32<<20)
+	l := proof.New(r.disks("a", 1), proof.Options{Seed: 9, Depth: 8, MaxBlocks: 32})
+	// took is the time for 8 MiB of hosts' writes, until all is applied there.
+	took := func(n int) float64 {
+		r.set(&g, map[string]control.LinkSettings{"c": {Connections: n}})
+		r.waitFor("as many connections", func() bool { st := r.status("a"); return st.LinkUp && st.Connections == n })
+		before, began := l.Stats().Bytes, time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		go func() {
+			for ctx.Err() == nil && l.Stats().Bytes < before+8<<20 {
+				time.Sleep(time.Millisecond)
+			}
+			cancel()
+		}()
+		if err := l.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		r.waitFor("in step", inStep(r))
+		return time.Since(began).Seconds() / float64(l.Stats().Bytes-before) * (8 << 20)
+	}
+	one, four := 0.0, 0.0
+	for range 3 { // a busy machine may be slower than four such connections
+		one, four = took(1), took(4)
+		t.Logf("8 MiB over connections of 4 MiB/s: %.2f s by one, %.2f s by four", one, four)
+		if one < 1.5 {
+			t.Errorf("one connection has carried more than it may")
+		}
+		if four < 0.7*one {
+			break
+		}
+	}
+	if four >= 0.7*one {
+		t.Errorf("four connections carry no more than one: %.2f s, %.2f s", four, one)
+	}
+	r.check(l, "c", 1, true)
 }
