@@ -119,10 +119,15 @@ func wanRig(t *testing.T) (*rig, *wan) {
 }
 
 // A link that swallows everything is noticed within seconds, tried at most once a second, and used again within two
-// seconds of its return. Nothing is lost and hosts see no error.
-func TestLinkCutInSilence(t *testing.T) {
+// seconds of its return, however many connections a stream has. Nothing is lost and hosts see no error.
+func TestLinkCutInSilence(t *testing.T)        { linkCutInSilence(t, 1) }
+func TestConnectionsCutInSilence(t *testing.T) { linkCutInSilence(t, 4) }
+
+func linkCutInSilence(t *testing.T, connections int) {
 	r, w := wanRig(t)
-	r.group(2, 16<<20)
+	g := r.group(2, 16<<20)
+	r.set(&g, map[string]control.LinkSettings{"c": {Connections: connections}})
+	r.waitFor("as many connections", func() bool { return r.status("a").Connections == connections })
 	l := proof.New(r.disks("a", 2), proof.Options{Seed: 11, Depth: 4, FlushEvery: 30, Rate: 500, Span: 4 << 20})
 	runFor(t, l, 300*time.Millisecond)
 	for _, away := range []time.Duration{6500 * time.Millisecond, 10 * time.Second} {
