@@ -105,7 +105,7 @@ func (r *rig) start(name string) {
 	case err := <-n.ended:
 		n.cancel = nil
 		r.t.Fatalf("node %s: %v", name, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		r.t.Fatalf("node %s is not ready", name)
 	}
 	n.cfg.Listen = []string{n.listen} // a restart keeps the address
@@ -132,7 +132,7 @@ func (r *rig) stop(name string) {
 		if err != nil {
 			r.t.Errorf("node %s ended: %v", name, err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		buf := make([]byte, 1<<20)
 		fmt.Fprintln(os.Stderr, string(buf[:runtime.Stack(buf, true)]))
 		r.t.Fatalf("node %s does not end", name)
@@ -199,7 +199,7 @@ func (r *rig) status(node string) control.GroupStatus {
 
 func (r *rig) waitFor(what string, ok func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			for name := range r.nodes {
 				r.t.Logf("%s: %+v", name, r.status(name))

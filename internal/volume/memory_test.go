@@ -124,11 +124,18 @@ func step(p *site, m *mirror) error {
 	if _, err := m.sub.BeginStep(false); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	ctx, broken := context.WithCancelCause(ctx)
 	pumped := make(chan error, 1)
 	pumping, stop := context.WithCancel(ctx)
-	go func() { pumped <- m.pump(pumping) }()
+	go func() {
+		err := m.pump(pumping)
+		if pumping.Err() == nil {
+			broken(fmt.Errorf("the stream ended: %w", err))
+		}
+		pumped <- err
+	}()
 	err := m.sub.RunCopy(ctx, CopyOptions{Parallel: 2})
 	if err == nil {
 		_, err = m.sub.EndStep(ctx)
@@ -138,7 +145,7 @@ func step(p *site, m *mirror) error {
 	}
 	stop()
 	<-pumped
-	return errors.Join(err, ctx.Err())
+	return errors.Join(err, context.Cause(ctx))
 }
 
 // TestQueueCrashes is I1, I2, I4 and I5 for a primary on a queue: whatever dies, flushed writes survive; the secondary's
@@ -262,7 +269,7 @@ func same(t *testing.T, when string, a, b [][]byte) {
 
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("waited in vain")
 		}

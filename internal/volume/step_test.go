@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -15,28 +16,30 @@ import (
 // pumping runs the mirror's stream until the result is called.
 func (m *mirror) pumping() (stop func()) {
 	ctx, cancel := context.WithCancel(m.t.Context())
-	ended := make(chan error, 1)
+	over := make(chan struct{})
 	go func() {
-		defer close(ended)
+		defer close(over)
 		for ctx.Err() == nil {
 			c := m.jnl.Cursors() // a hello
-			if err := m.sub.Acked(min(c.Appended, m.sub.Durable()), min(c.Durable, m.sub.Durable()), m.g.Applied()); err != nil {
-				ended <- err
-				return
+			err := m.sub.Acked(min(c.Appended, m.sub.Durable()), min(c.Durable, m.sub.Durable()), m.g.Applied())
+			if err == nil {
+				err = m.pump(ctx)
 			}
-			if err := m.pump(ctx); ctx.Err() == nil && !errors.Is(err, ErrSuspended) {
-				ended <- err
+			if err != nil && ctx.Err() == nil && !errors.Is(err, ErrSuspended) {
+				if !errors.Is(err, ErrFailed) {
+					m.t.Error("stream:", err)
+				}
+				if m.broken != nil {
+					m.broken(fmt.Errorf("the stream ended: %w", err))
+				}
 				return
 			}
 			time.Sleep(time.Millisecond)
 		}
 	}()
 	return func() { // again: nothing
-		m.t.Helper()
 		cancel()
-		if err := <-ended; err != nil && !errors.Is(err, ErrFailed) {
-			m.t.Fatal("stream:", err)
-		}
+		<-over
 	}
 }
 
@@ -80,6 +83,8 @@ func TestIntervalsAreCuts(t *testing.T) {
 }
 
 func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load func(*rand.Rand, *site, *history, int) (int, error)) {
+	ctx, broken := context.WithCancelCause(t.Context()) // what waits for a stream that has ended does not wait for ever
+	m.broken = broken
 	h := &history{}
 	rounds := 40
 	if testing.Short() {
@@ -139,7 +144,7 @@ func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load fun
 		if _, err := load(rng, p, h, 20); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.sub.RunCopy(t.Context(), CopyOptions{Parallel: 2}); err != nil {
+		if err := m.sub.RunCopy(ctx, CopyOptions{Parallel: 2}); err != nil {
 			t.Fatal(err)
 		}
 		if !streamed {
@@ -154,15 +159,15 @@ func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load fun
 			t.Fatal(err)
 		}
 		at := images(t, p)
-		end, err := m.sub.Rest(t.Context())
+		end, err := m.sub.Rest(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.g.Sync(t.Context()); err != nil {
+		if err := p.g.Sync(ctx); err != nil {
 			t.Fatal(err)
 		}
 		// Asked again it says the same, until the follower has applied it, which it may have by now.
-		if again, err := m.sub.Rest(t.Context()); err != nil || again != end {
+		if again, err := m.sub.Rest(ctx); err != nil || again != end {
 			if _, _, applied := m.sub.Cursor(); applied < end || !errors.Is(err, ErrRole) || m.sub.State() != SubSuspended {
 				t.Fatalf("asked again: %d, %v", again, err)
 			}
@@ -176,12 +181,12 @@ func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load fun
 		}
 		stop()
 		stop = m.pumping()
-		if err := m.sub.AwaitEnd(t.Context(), end); err != nil || m.sub.State() != SubSuspended {
+		if err := m.sub.AwaitEnd(ctx, end); err != nil || m.sub.State() != SubSuspended {
 			t.Fatalf("at the end: %s, %v", m.sub.State(), err)
 		}
 		stop()
 		if streamed { // what came one by one is found again one by one: no step has announced it
-			if err := m.g.Checkpoint(t.Context()); err != nil {
+			if err := m.g.Checkpoint(ctx); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -199,14 +204,14 @@ func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load fun
 			t.Fatal(err)
 		}
 	}
-	if err := m.sub.RunCopy(t.Context(), CopyOptions{}); err != nil {
+	if err := m.sub.RunCopy(ctx, CopyOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	end, err := m.sub.EndStep(t.Context()) // and goes on with the stream
+	end, err := m.sub.EndStep(ctx) // and goes on with the stream
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.sub.AwaitEnd(t.Context(), end); err != nil {
+	if err := m.sub.AwaitEnd(ctx, end); err != nil {
 		t.Fatal(err)
 	}
 	stop()

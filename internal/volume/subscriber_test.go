@@ -22,6 +22,7 @@ type mirror struct {
 	maps   []*block.Crashable
 	paused bool
 	mu     sync.Mutex
+	broken func(error) // who uses pumping hears here that the stream has ended by itself
 }
 
 func newMaps(t testing.TB, seed uint64) []*block.Crashable {
