@@ -211,6 +211,13 @@ func (l *Loop) Takeover(maxBytes int) (recs []record.Record, whole bool, err err
 	return recs, true, nil
 }
 
+// LastConsistent is the last sequence at which the volumes would be a prefix if no source sent more; false: there is none.
+func (l *Loop) LastConsistent() (record.Seq, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.machine.LastConsistent()
+}
+
 // Status says how far it is, what is waited for, and why nothing more is applied.
 type Status struct {
 	State State

@@ -258,6 +258,24 @@ func (m *Machine) Cut(upTo record.Seq) error {
 	return nil
 }
 
+// LastConsistent is the last sequence at which the image would be a prefix if no source ever came back; false if it would not
+// be at any. The machine itself does not change.
+func (m *Machine) LastConsistent() (record.Seq, bool) {
+	c := *m
+	c.segs = slices.Clone(m.segs)
+	c.Final()
+	at, ok := c.state.Applied, c.state.Consistent
+	for {
+		a := c.Next()
+		if a.Wait != 0 || c.Applied(a.To) != nil {
+			return at, ok
+		}
+		if c.state.Consistent {
+			at, ok = a.To, true
+		}
+	}
+}
+
 // Takeover lists what Next would hand out if no source ever came back. The machine itself does not change.
 func (m *Machine) Takeover() []Action {
 	c := *m

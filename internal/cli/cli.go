@@ -109,15 +109,20 @@ func (a *app) root() *cobra.Command {
 	f.DurationVar(&a.timeout, "timeout", 0, "give up waiting after this (exit 5; what was begun goes on)")
 	f.BoolVar(&a.dryRun, "dry-run", false, "print what would be done (exit 4 if it would be refused)")
 	f.BoolVar(&a.yes, "yes", false, "do not ask before data is destroyed")
-	f.StringVar(&a.socket, "socket", "", "a node's own DATA-DIR/control.sock, for group show and migrate show with no manager")
+	f.StringVar(&a.socket, "socket", "", "a node's own DATA-DIR/control.sock, for group show, group promote and migrate show with no manager")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		switch a.output {
 		case "table", "wide", "json", "yaml", "name":
 		default:
 			return control.Errorf(control.KindUsage, "--output %q: it is table, wide, json, yaml or name", a.output)
 		}
-		if path := cmd.CommandPath(); a.socket != "" && path != "gantline group show" && path != "gantline migrate show" {
-			return control.Errorf(control.KindUsage, "--socket goes with `group show` and `migrate show`; all else is the manager's")
+		switch path := cmd.CommandPath(); path {
+		case "gantline group show", "gantline migrate show", "gantline group promote":
+		default:
+			if a.socket != "" {
+				return control.Errorf(control.KindUsage, "--socket goes with `group show`, `group promote` and `migrate show`; all else is "+
+					"the manager's")
+			}
 		}
 		return nil
 	}

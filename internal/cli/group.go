@@ -60,7 +60,7 @@ func (a *app) groupCmd() *cobra.Command {
 	})
 	return noun("group", "Consistency groups", a.groupCreate(), a.listCmd(groupTable), a.showCmd(groupTable, "G"), suspend,
 		a.groupSet(), a.groupResume(), a.deleteCmd(groupTable, "delete G", false), a.groupVerify(),
-		a.later("promote", "group promote"), a.later("failback", "group failback"), a.later("test", "group test"))
+		a.groupPromote(), a.later("failback", "group failback"), a.later("test", "group test"))
 }
 
 func (a *app) groupCreate() *cobra.Command {
@@ -122,7 +122,7 @@ func (a *app) untilPaired(ctx context.Context, group string, t table, raw json.R
 			return false, fmt.Sprintf("group %s: node %s does not answer", group, g.Primary), nil
 		case *g.State == "paired":
 			return true, "", nil
-		case *g.State == "failed", *g.State == "split-brain":
+		case *g.State == "failed", *g.State == "split-brain", *g.State == control.RoleSuperseded:
 			why := ""
 			if g.Error != nil {
 				why = ": " + *g.Error

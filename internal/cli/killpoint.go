@@ -18,6 +18,8 @@ var killSteps = []string{
 	control.StepRegister, control.StepCopy, control.StepThrough, control.StepSwitch, control.StepPend, control.StepSeal,
 	control.StepDecide, control.StepSource, control.StepRun, control.StepDrained, control.StepSingle, control.StepFill,
 	control.StepDeregister,
+	control.StepPromoteMaps, control.StepPromoteCut, control.StepPromoteOpen, control.StepPromoteApply, control.StepPromoteServe,
+	control.StepPromoteRecord, control.StepSupersede,
 }
 
 // killPoint makes the function that a role calls around each step of a move. With GANTLINE_TEST_HOOKS=1 and

@@ -190,6 +190,8 @@ type GroupStatus struct {
 	JournalUsed     int64       `json:"journal_used"`
 	JournalCapacity int64       `json:"journal_capacity"`
 	Copy            *CopyStatus `json:"copy"`
+
+	Promoted *Promotion `json:"promoted,omitempty"` // primary: it was a secondary until then
 }
 
 // CopyStatus is a background copy under way.
@@ -301,6 +303,8 @@ const (
 type NodeReport struct {
 	Node   Node           `json:"node"`
 	Alarms []JournalAlarm `json:"alarms"` // of all journals in use
+	// Promoted are the groups in which this node was promoted, by name.
+	Promoted map[string]*Promotion `json:"promoted,omitempty"`
 }
 
 // JournalAlarm is the high-water mark that a journal of the node has reached; see JournalStatus.

@@ -118,6 +118,9 @@ type Group struct {
 	Migrations           int    `json:"migrations"`
 	Revision             uint64 `json:"revision"` // raised by every change; nodes ignore an older spec
 
+	// Promotion is the one by which the present primary has become it; nil: it was none.
+	Promotion *Promotion `json:"promotion,omitempty"`
+
 	// WANGone has the bytes sent by nodes that have left the group, as they last told.
 	WANGone map[string]int64 `json:"wan_gone,omitempty"`
 }

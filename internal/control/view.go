@@ -42,6 +42,7 @@ type GroupView struct {
 	Suspended         bool               `json:"suspended_by_command"`
 	Overruns          *int64             `json:"overruns"` // periodic: intervals not finished in time
 	Error             *string            `json:"error"`
+	Promoted          *Promotion         `json:"promoted"`  // by which the primary has become it; null: by none
 	Migration         string             `json:"migration"` // the latest one, if any
 	Nodes             map[string]*string `json:"nodes"`     // role of each node that knows the group; null: it does not answer
 }

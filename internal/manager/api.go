@@ -235,6 +235,10 @@ func (m *Manager) registerGroups(api huma.API) {
 	}) error {
 		return m.pairRemove(ctx, in.Name, in.Primary)
 	})
+	handle(api, http.MethodPost, "/v1/groups/{name}/promote", "promote-group", "Make the secondary the primary",
+		func(ctx context.Context, in *nameBodyIn[control.PromoteRequest]) (control.PromoteView, error) {
+			return m.groupPromote(ctx, in.Name, in.Body)
+		})
 	handle(api, http.MethodPost, "/v1/groups/{name}/verify", "verify-group", "Compare both sides; answers when it has begun",
 		func(ctx context.Context, in *nameBodyIn[control.VerifyRequest]) (control.VerifyView, error) {
 			return m.groupVerify(ctx, in.Name, in.Body)
@@ -291,7 +295,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodGet, "/v1/pools/{name}", "pool show"},
 		{http.MethodDelete, "/v1/pools/{name}", "pool delete"},
 		{http.MethodPost, "/v1/volumes/{node}/{name}/resize", "volume resize"},
-		{http.MethodPost, "/v1/groups/{name}/promote", "group promote"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},
 		{http.MethodPost, "/v1/groups/{name}/test", "group test"},
 		{http.MethodPost, "/v1/migrations/{name}/set", "migrate set"},

@@ -568,5 +568,5 @@ func TestOpenAPIAndProbes(t *testing.T) {
 		}
 	}
 	s.refused(control.KindNotFound, "no such address", "GET", "/v1/nonsense", nil)
-	s.refused(control.KindRefused, "not built yet", "POST", "/v1/groups/g/promote", nil)
+	s.refused(control.KindRefused, "not built yet", "POST", "/v1/groups/g/failback", nil)
 }

@@ -34,6 +34,9 @@ func (m *Manager) nodeSync(ctx context.Context, name string, report control.Node
 		m.pusher.forget(name)
 		m.pusher.kick()
 	}
+	if err := m.adoptAll(ctx, name, report.Promoted); err != nil {
+		return control.NodeSyncReply{}, err
+	}
 	_, err = attempt(ctx, func() (struct{}, error) { return struct{}{}, m.noteAlarms(ctx, name, report.Alarms) })
 	return control.NodeSyncReply{}, err
 }

@@ -415,7 +415,9 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 			problem("group %s: %s", g.Name, *g.Error)
 		case g.State == nil:
 			problem("group %s: its state is not known, node %s does not answer", g.Name, g.Primary)
-		case *g.State == "failed" || *g.State == "split-brain" || *g.State == "suspended":
+		case *g.State == "suspended" && g.Promoted != nil:
+			problem("group %s: %s", g.Name, *g.BlockedOn)
+		case *g.State == "failed" || *g.State == "split-brain" || *g.State == "suspended" || *g.State == control.RoleSuperseded:
 			problem("group %s is %s", g.Name, *g.State)
 		case *g.State != "empty" && g.Link != nil && *g.Link == control.StateDown:
 			problem("group %s: the link to %s is down", g.Name, g.Secondary)

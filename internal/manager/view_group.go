@@ -73,7 +73,7 @@ func groupView(g *control.Group, migrations []got[control.Migration], l look) co
 		IntervalSeconds: g.Interval().Seconds(), SendEverySeconds: g.SendEvery().Seconds(), SendBytes: g.SendBytes,
 		OnLinkLoss: g.OnLinkLoss, RPOSeconds: g.RPO().Seconds(), Limit: g.Limit, Compress: g.Compress,
 		Primary: g.Primary, Secondary: g.Secondary, State: stateOf(g, p, s), Pairs: []control.PairView{},
-		PrimaryJournal: g.PrimaryJournal, SecondaryJournal: g.SecondaryJournal, Suspended: g.Suspended,
+		Promoted: g.Promotion, PrimaryJournal: g.PrimaryJournal, SecondaryJournal: g.SecondaryJournal, Suspended: g.Suspended,
 		Migration: latestID(g), Nodes: map[string]*string{}, WANBytesSent: wanBytes(g, migrations, l),
 	}
 	for _, pair := range g.Pairs {

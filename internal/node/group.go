@@ -76,6 +76,8 @@ type group struct {
 	limit    *pace.Limiter // of what is sent to the secondary
 	compress atomic.Uint32 // wire.Method of it
 
+	told bool // under mu: the old primary knows that this node was promoted
+
 	watched watch  // under mu
 	expect  expect // under mu
 }
@@ -173,9 +175,16 @@ func (g *group) open(rec *groupRecord) (err error) {
 	g.run = newScope()
 	switch rec.Role {
 	case control.RoleSecondary:
+		g.goRun()
+		if g.wasOpened() { // promoted, and dead before it was recorded
+			return g.finishPromotion(rec)
+		}
 		return g.startSecondary(rec)
 	case control.RolePrimary:
 		return g.startPrimaryRole(rec)
+	case control.RoleSuperseded:
+		defer g.goRun()
+		return g.startSuperseded(rec)
 	}
 	g.goRun()
 	return nil // a target waits for its move
@@ -308,7 +317,7 @@ func (g *group) release(ctx context.Context, rec *groupRecord, moved map[string]
 		return err
 	}
 	g.removeMaps(rec)
-	if rec.Role == control.RoleSecondary {
+	if rec.Role == control.RoleSecondary || rec.Promoted != nil {
 		for _, suffix := range []string{".a", ".b"} {
 			if err := os.Remove(g.beliefPath() + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err // the next group of this name must not find it
@@ -342,6 +351,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 	g := n.group(name)
 	if g == nil {
 		return control.GroupStatus{}, refused("group %s is not open on node %s", name, n.cfg.Name)
+	}
+	if st, done, err := g.configureApart(ctx, rec, &spec); done || err != nil {
+		return st, err
 	}
 	if spec.Group.Revision > rec.Spec.Group.Revision {
 		err := n.state.update(func(d *durable) error {

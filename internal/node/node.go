@@ -181,7 +181,10 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 			n.broken[rec.Name] = err
 		}
 	}
-	if err := n.startGroups(d); err != nil {
+	if err := n.askPeers(d); err != nil {
+		return nil, errors.Join(err, n.stop())
+	}
+	if err := n.startGroups(st.view()); err != nil {
 		return nil, errors.Join(err, n.stop())
 	}
 	return n, nil
@@ -308,7 +311,7 @@ func (n *Node) letGo() {
 // the name ends a process that has not been registered before under it.
 func (n *Node) register(ctx context.Context, report control.NodeReport) error {
 	for {
-		report.Alarms = n.alarms()
+		report.Alarms, report.Promoted = n.alarms(), n.promotions()
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)
 		reply, err := n.cfg.Manager.SyncNode(call, report)
 		cancel()

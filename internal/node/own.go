@@ -56,12 +56,13 @@ func (n *Node) ownHandler() http.Handler {
 		v, ok := n.ownGroup(r.PathValue("name"))
 		answerOwn(w, v, ok, "group %s is not on node %s", r.PathValue("name"), n.cfg.Name)
 	})
+	mux.HandleFunc("POST /v1/groups/{name}/promote", n.ownPromote)
 	mux.HandleFunc("GET /v1/migrations/{name}", func(w http.ResponseWriter, r *http.Request) {
 		v, ok := n.ownMigration(r.PathValue("name"))
 		answerOwn(w, v, ok, "node %s takes part in no migration %s", n.cfg.Name, r.PathValue("name"))
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		answerOwn(w, nil, false, "%s %s: a node's own socket shows groups and migrations; all else is the manager's", r.Method, r.URL.Path)
+		answerOwn(w, nil, false, "%s %s: a node's own socket shows groups and migrations and promotes a group; all else is the manager's", r.Method, r.URL.Path)
 	})
 	return mux
 }
@@ -96,7 +97,10 @@ func (n *Node) ownGroup(name string) (control.GroupView, bool) {
 	for _, p := range spec.Pairs {
 		v.Pairs = append(v.Pairs, control.PairView{Primary: p.Primary, Secondary: p.Secondary, Size: p.Size})
 	}
+	v.Promoted = st.Promoted
 	switch st.Role {
+	case control.RoleSuperseded:
+		v.State, v.BlockedOn, v.ChangedBytes = &st.State, &st.BlockedOn, &st.ChangedBytes
 	case control.RoleSecondary:
 		v.SecondarySequence = control.SecondaryView{Stored: &st.Appended, Durable: &st.Durable, Applied: &st.Applied}
 		v.CopySource, v.Consistent, v.BlockedOn = &st.CopySource, &st.Consistent, &st.BlockedOn

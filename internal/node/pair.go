@@ -80,7 +80,8 @@ func (n *Node) checkPair(ctx context.Context, in control.PairRef) (control.PairC
 	if len(different) > 0 {
 		return out, nil
 	}
-	err = g.updateMember(in.Number, func(r *memberRecord) { r.Initial, r.Equal = false, false })
+	// From here on it is a volume of which nothing is left to be copied: the copy loop says so to the secondary.
+	err = g.updateMember(in.Number, func(r *memberRecord) { r.Equal, r.Marked = false, true })
 	g.pokeCopy()
 	return out, err
 }
@@ -107,6 +108,10 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 		if mv.Spec.Group.Name == in.Name && mv.Stage != migrate.Deregistered {
 			return control.PairRemoved{}, refused("group %s takes part in migration %s", in.Name, id)
 		}
+	}
+	if apart, _ := g.apart(); apart {
+		return control.PairRemoved{}, refused("group %s: a node was promoted in it; its pairs stay as they are until both sides are brought "+
+			"together", in.Name)
 	}
 	if g.que != nil {
 		return control.PairRemoved{}, refused("group %s: volumes cannot leave a group with --log queue yet", in.Name)

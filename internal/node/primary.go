@@ -50,22 +50,44 @@ func (g *group) startPrimary(secondary string) error {
 	if err := g.vg.Serve(row); err != nil {
 		return err
 	}
+	if rec.Promoted != nil { // hosts come when all that they write is marked
+		if err := g.startFeed(secondary, rec.Members); err != nil {
+			return err
+		}
+		return g.admit(rec)
+	}
+	if err := g.admit(rec); err != nil {
+		return err
+	}
+	if len(rec.Members) == 0 && rec.Spec.Group.NextNumber <= 1 {
+		return nil // it has never had a pair
+	}
+	return g.startFeed(secondary, rec.Members)
+}
+
+// admit lets hosts in.
+func (g *group) admit(rec *groupRecord) error {
 	g.mu.Lock()
 	g.role, g.epoch = control.RolePrimary, rec.Epoch
 	g.mu.Unlock()
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)
 		v.epoch.Store(rec.Epoch)
-		if v.vol.Mode() == volume.ModeFailed { // as it was made, before its group was open
+		// As it was made, before its group was open; or that of a secondary which was promoted.
+		if mode := v.vol.Mode(); mode == volume.ModeFailed || mode == volume.ModeReadOnly {
 			if err := v.vol.SetMode(context.Background(), volume.ModeNormal, false); err != nil {
 				return err
 			}
 		}
 	}
-	if len(rec.Members) == 0 && rec.Spec.Group.NextNumber <= 1 {
-		return nil // it has never had a pair
+	if p := rec.Promoted; p != nil {
+		feed := newScope()
+		g.mu.Lock()
+		g.feed = feed
+		g.mu.Unlock()
+		feed.work.Go(func() { g.herald(feed.ctx, p) })
 	}
-	return g.startFeed(secondary, rec.Members)
+	return nil
 }
 
 // serving is nil if this node serves the group's hosts.
@@ -89,8 +111,12 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 			changed[record.VolumeNumber(m.Number)] = g.maps[m.Number].bits
 		}
 		settings := g.settings()
-		sub, err := g.vg.Subscribe(secondaryName, volume.SubscriberConfig{Retain: retainOf(&settings), Changed: changed,
-			BlockSize: markSize, OnEvent: g.subscriberEvent, Sync: g.syncConfig(settings)})
+		cfg := volume.SubscriberConfig{Retain: retainOf(&settings), Changed: changed, BlockSize: markSize, OnEvent: g.subscriberEvent,
+			Sync: g.syncConfig(settings)}
+		if apart, from := g.apart(); apart {
+			return g.subscribeApart(cfg, from)
+		}
+		sub, err := g.vg.Subscribe(secondaryName, cfg)
 		if err != nil {
 			return err
 		}
@@ -103,6 +129,19 @@ func (g *group) startFeed(secondary string, members []memberRecord) error {
 	}
 	g.feedFrom(secondary)
 	return nil
+}
+
+// apart: nothing is sent to the node at the other end, for one of both was promoted in the other's place. from is what that
+// one has for sure, 0: as the log's blob says.
+func (g *group) apart() (is bool, from uint64) {
+	rec := g.n.state.view().Groups[g.name]
+	switch {
+	case rec == nil:
+		return false, 0
+	case rec.Promoted != nil:
+		return true, rec.Promoted.Cut
+	}
+	return rec.Superseded != nil, 0
 }
 
 func (g *group) feedFrom(secondary string) {
@@ -148,6 +187,7 @@ func (g *group) feedFrom(secondary string) {
 	feed.work.Go(func() { g.copyLoop(feed.ctx) })
 	feed.work.Go(func() { g.sub.Watch(feed.ctx, g.linked) })
 	feed.work.Go(func() { g.comeBack(feed.ctx) })
+	feed.work.Go(func() { g.heed(feed.ctx, snd, secondary) })
 }
 
 func (g *group) subscriberEvent(e volume.SubscriberEvent) {
@@ -283,6 +323,9 @@ func (g *group) initialCopies(ctx context.Context) error {
 	if err := g.sub.RunCopy(ctx, volume.CopyOptions{Parallel: 4, AtOnce: true}); err != nil {
 		return err
 	}
+	if told, err := g.tellCopied(ctx, todo); err != nil || !told {
+		return err // cut off: the loop is poked by that
+	}
 	for _, m := range todo {
 		if err := g.updateMember(m.Number, func(r *memberRecord) { r.Initial = false }); err != nil {
 			return err
@@ -312,6 +355,9 @@ func (n *Node) feeding(name string) (*group, error) {
 	}
 	if sub, _, _ := g.feeds(); sub == nil {
 		return nil, refused("group %s has no pair yet", name)
+	}
+	if apart, _ := g.apart(); apart {
+		return nil, refused("group %s: node %s was promoted, and nothing is copied back: `group failback` is not built yet", name, n.cfg.Name)
 	}
 	return g, nil
 }

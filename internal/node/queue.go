@@ -43,7 +43,7 @@ func queueError(err error) error {
 
 // onQueue says that the group's log on this node is a queue: at the primary, where the group was made so.
 func (rec *groupRecord) onQueue() bool {
-	return rec.Role == control.RolePrimary && rec.Spec.Group.Log == control.LogQueue
+	return (rec.Role == control.RolePrimary || rec.Role == control.RoleSuperseded) && rec.Spec.Group.Log == control.LogQueue
 }
 
 // queueShare bounds a queue's memory, in bytes. Such a group has no cache of what is not on its devices, and no records in

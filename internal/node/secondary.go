@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"gantline/internal/apply"
 	"gantline/internal/control"
 	"gantline/internal/journal"
 	"gantline/internal/migrate"
@@ -33,18 +32,9 @@ func (g *group) startSecondary(rec *groupRecord) error {
 	if repaired != "" {
 		g.n.log.Warn("belief repaired", "group", g.name, "cause", repaired)
 	}
-	cur := g.jnl.Cursors()
 	applied := g.vg.Applied()
 	var rcv *receiver.Receiver
-	app, err := apply.Open(apply.Config{
-		Log: groupLog{g.jnl}, Sink: followerSink{g},
-		State: apply.State{Applied: applied, Consistent: !rec.Inconsistent},
-		Save: func(s apply.State) error {
-			return g.n.state.update(func(d *durable) error { d.Groups[g.name].Inconsistent = !s.Consistent; return nil })
-		},
-		Stored: cur.Appended, Durable: cur.Durable,
-		Progress: func(seq record.Seq) { rcv.Applied(seq) }, // not before it runs
-	})
+	app, err := g.openApply(rec, func(seq record.Seq) { rcv.Applied(seq) }) // not before it runs
 	if err != nil {
 		return err
 	}
@@ -68,7 +58,6 @@ func (g *group) startSecondary(rec *groupRecord) error {
 			return err
 		}
 	}
-	g.goRun()
 	// A scope of their own, which ends first: who applies may wait for room that only the write-back makes.
 	feed := newScope()
 	g.mu.Lock()
@@ -114,6 +103,9 @@ func (g *group) serveStream(ctx context.Context, in *wire.Incoming) error {
 	if rcv == nil {
 		if err := g.Err(); err != nil {
 			return refused("group %s on node %s has failed: %v", g.name, g.n.cfg.Name, err)
+		}
+		if err := g.supersedes(in); err != nil {
+			return err
 		}
 		return refused("group %s on node %s is %s, not a secondary", g.name, g.n.cfg.Name, g.status().Role)
 	}

@@ -67,7 +67,13 @@ func (e *exports) revive(name string) {
 // Open implements nbd.Exports.
 func (e *exports) Open(_ context.Context, name string, _ nbd.Peer) (*nbd.Export, error) {
 	v := e.n.volume(name)
-	if v == nil || v.vol.Mode() == volume.ModeMoved {
+	if v == nil {
+		return nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, name)
+	}
+	if v.vol.Mode() == volume.ModeMoved {
+		if to := e.n.successor(name); to != nil {
+			return nil, fmt.Errorf("%w: %q is served by node %s as %s, in epoch %d", nbd.ErrUnknownExport, name, to.Node, to.Volume, to.Epoch)
+		}
 		return nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, name)
 	}
 	leave, err := e.enter(name)
@@ -123,7 +129,7 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 		return err
 	}
 	defer leave()
-	answer := wire.IOAnswer{Size: v.vol.Size(), Epoch: n.epochOf(v), Life: n.life(p.Volume), ReadOnly: v.vol.Mode() == volume.ModeReadOnly,
+	answer := wire.IOAnswer{Size: v.vol.Size(), Epoch: n.epochOf(v), Life: n.life(p.Volume), Taken: n.taken(p.Volume), ReadOnly: v.vol.Mode() == volume.ModeReadOnly,
 		MinBlock: 1, PreferredBlock: 4096, MaxBlock: 32 << 20}
 	hooks := wire.IOHooks{
 		Epoch: func() uint64 { return n.epochOf(v) },
@@ -150,6 +156,15 @@ func (n *Node) life(volume string) string {
 	return fmt.Sprintf("%s.%d", n.cfg.Boot, losses)
 }
 
+// taken is the epoch in which this node was promoted in the volume's group, 0 if it was not.
+func (n *Node) taken(volume string) uint64 {
+	d := n.state.view()
+	if g := d.Groups[d.owner(volume)]; g != nil && g.Promoted != nil {
+		return g.Promoted.Epoch
+	}
+	return 0
+}
+
 // epochOf is the epoch in which the volume's group is served, as this node knows it; 0 for a lone volume.
 func (n *Node) epochOf(v *nodeVolume) uint64 { return v.epoch.Load() }
 
@@ -163,6 +178,13 @@ func (n *Node) successor(name string) *block.MovedError {
 			to.Address = addr
 		}
 		return &to
+	}
+	if rec := d.Groups[d.owner(name)]; rec != nil && rec.Superseded != nil {
+		for _, m := range rec.Members {
+			if m.Volume == name {
+				return n.promotedTo(rec, m.Number, *rec.Superseded)
+			}
+		}
 	}
 	for _, rec := range d.Moves {
 		if rec.Role != control.RoleSource || rec.Stage != migrate.Registered {
@@ -234,6 +256,12 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 		return with(params, func(in control.PairRef) (any, error) { return n.checkPair(ctx, in) })
 	case control.CallPairRemove:
 		return with(params, func(in control.PairRef) (any, error) { return n.removePair(ctx, in) })
+	case control.CallGroupPromote:
+		return with(params, func(in control.GroupPromote) (any, error) { return n.promoteGroup(ctx, in) })
+	case control.CallGroupReign:
+		return with(params, func(in control.NameOnly) (any, error) { return n.reign(in) })
+	case control.CallGroupSuperseded:
+		return with(params, func(in control.Reign) (any, error) { return n.superseded(ctx, in) })
 	case control.CallGroupVerify:
 		return with(params, n.verifyGroup)
 	case control.CallGroupVerified:

@@ -12,7 +12,11 @@ import (
 // settings are those of the group's record: what `group create` and `group set` have asked for.
 func (g *group) settings() control.Settings {
 	if rec := g.n.state.view().Groups[g.name]; rec != nil {
-		return rec.Spec.Group.Settings
+		s := rec.Spec.Group.Settings
+		if rec.Promoted != nil || rec.Superseded != nil { // nobody is copied to, and nobody waits for it
+			s.Mode, s.Transfer = control.ModeAsync, control.TransferPush
+		}
+		return s
 	}
 	return control.DefaultSettings()
 }

@@ -19,6 +19,9 @@ const lookForPair = 20 * time.Millisecond
 func (s followerSink) Intend(upTo record.Seq) error { return s.g.vg.Intend(upTo) }
 
 func (s followerSink) Apply(recs []record.Record) error {
+	if err := s.g.noteCopied(recs); err != nil {
+		return err
+	}
 	told := false
 	for {
 		err := s.g.vg.Apply(recs) // what it has applied before the error is skipped when it comes again
@@ -29,9 +32,15 @@ func (s followerSink) Apply(recs []record.Record) error {
 			told = true
 			s.g.n.log.Warn("records wait for a pair that this node has not heard of", "group", s.g.name, "cause", err)
 		}
+		s.g.mu.Lock()
+		feed := s.g.feed
+		s.g.mu.Unlock()
+		if feed == nil { // a promotion is finished: who would tell of the pair is not waited for
+			return err
+		}
 		select {
-		case <-s.g.feed.ctx.Done():
-			return context.Cause(s.g.feed.ctx)
+		case <-feed.ctx.Done():
+			return context.Cause(feed.ctx)
 		case <-time.After(lookForPair):
 		}
 	}

@@ -61,6 +61,10 @@ type groupRecord struct {
 	Inconsistent bool `json:"inconsistent"`
 	// Epoch is the one in which this node serves or will: as primary, as target of a move, reopened as its source.
 	Epoch uint64 `json:"epoch"`
+	// Promoted: this node was the secondary, and is the primary since. What it has written since stands in its changed maps.
+	Promoted *control.Promotion `json:"promoted,omitempty"`
+	// Superseded, with RoleSuperseded: who was promoted in this node's place.
+	Superseded *control.Reign `json:"superseded,omitempty"`
 	// Verify is the verify under way, or the last, at a primary.
 	Verify *control.VerifyStatus `json:"verify,omitempty"`
 	// RemovedAt has, at a primary, the sequences at which volumes have left by command: their secondaries are to have applied
@@ -80,6 +84,8 @@ type memberRecord struct {
 	Equal bool `json:"equal,omitempty"`
 	// Marked: what has to be copied stands in the changed map.
 	Marked bool `json:"marked"`
+	// CopiedAt, at a secondary: the record behind which the volume is part of the image, 0: its initial copy has not ended.
+	CopiedAt uint64 `json:"copied_at,omitempty"`
 	// Leaving: a command removes its pair. Only then is a volume that has left the log a lone one again; one that left it for
 	// another reason, as when a source retires, stays closed to hosts.
 	Leaving bool `json:"leaving,omitempty"`

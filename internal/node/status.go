@@ -189,6 +189,10 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 	st.Peer = rec.Spec.Group.Secondary
 	st.State, st.Consistent = g.pairState(rec)
 	st.CopySource = g.n.cfg.Name
+	if rec.Promoted != nil || rec.Superseded != nil {
+		g.apartStatus(st, rec)
+		return
+	}
 	if g.sub == nil || g.snd == nil {
 		st.Applied, st.Heard = st.Appended, len(rec.Members) == 0
 		return

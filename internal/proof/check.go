@@ -70,6 +70,9 @@ func (l *Load) judge(held []map[int64]uint64) Verdict {
 	verdict := Verdict{OK: true, Equal: true, Flushed: true}
 	for n := uint64(1); n < uint64(len(l.history)); n++ {
 		w := l.history[n]
+		if w.lost {
+			continue
+		}
 		there := held[w.volume][w.block] >= n
 		for i := range int64(w.blocks) {
 			if (held[w.volume][w.block+i] >= n) != there {
@@ -100,7 +103,8 @@ func (l *Load) judge(held []map[int64]uint64) Verdict {
 	return verdict
 }
 
-// Forget drops from the history what an image lacks: the load may go on from that image (after a takeover).
+// Forget drops from the history what an image lacks: the load may go on from that image (after a takeover), and later checks
+// ask for none of it.
 func (l *Load) Forget(images []io.ReaderAt) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,6 +121,11 @@ func (l *Load) Forget(images []io.ReaderAt) error {
 				}
 			}
 			l.last[v][b] = kept
+		}
+		for n := range l.history {
+			if w := &l.history[n]; n > 0 && int(w.volume) == v && held[w.block] < uint64(n) {
+				w.lost = true
+			}
 		}
 	}
 	return nil

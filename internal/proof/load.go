@@ -41,6 +41,7 @@ type write struct {
 	block  int64
 	issued uint64
 	done   uint64 // never while it is in flight or its fate is unknown
+	lost   bool   // forgotten: the image that the load went on from has not got it
 }
 
 // Load runs requests against a group's volumes and keeps their history. Run may be called again, one at a time.

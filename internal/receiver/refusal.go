@@ -42,6 +42,20 @@ func refuse(reason Reason, format string, args ...any) *Refusal {
 
 func (r *Refusal) Error() string { return string(r.Reason) + ": " + r.Detail }
 
+// Superseded is the refusal of a source whose secondary has been promoted: table says by whom and since when.
+func Superseded(table record.Table, format string, args ...any) *Refusal {
+	ref := refuse(ReasonSuperseded, format, args...)
+	ref.table = table
+	return ref
+}
+
+// HelloEpoch is the epoch in which a source that pushes says to send.
+func HelloEpoch(in *wire.Incoming) (record.EpochID, error) {
+	var h wire.StreamHello
+	err := in.Peer.Decode(&h)
+	return h.Epoch, err
+}
+
 // WireKind keeps the kind across the wire.
 func (r *Refusal) WireKind() string { return string(wire.KindRefused) }
 

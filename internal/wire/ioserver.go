@@ -29,7 +29,10 @@ type IOAnswer struct {
 	Epoch uint64 `json:"epoch"`
 	// Life names the time in which the node has lost nothing that it had answered. With another one than before, writes
 	// that were answered and not flushed may be gone. Empty: not known.
-	Life           string `json:"life"`
+	Life string `json:"life"`
+	// Taken is the epoch in which the node was promoted in the place of another, which may have answered what is not here: to
+	// a host of an earlier epoch this is another disk. 0: it was not.
+	Taken          uint64 `json:"taken,omitempty"`
 	ReadOnly       bool   `json:"read_only"`
 	MinBlock       int64  `json:"min_block"`
 	PreferredBlock int64  `json:"preferred_block"`

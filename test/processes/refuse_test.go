@@ -148,7 +148,9 @@ func TestBadInput(t *testing.T) {
 		{4, "migrate start db --to b --backlog carry", "not built yet"},
 		{4, "migrate start db --to b --mirror", "not built yet"},
 		{4, "migrate start db --to b --in-flight error", "not built yet"},
-		{4, "group promote db", "not built yet"},
+		{4, "group promote db", "--force"},
+		{3, "group promote none --force", "none"},
+		{4, "group failback db", "not built yet"},
 		{4, "pool list", "not built yet"},
 		{4, "top", "not built yet"},
 		// Usage.

@@ -175,7 +175,7 @@ func (n *Node) answer(method string, params json.RawMessage) (any, error) {
 	case control.CallVolumeCreate, control.CallVolumeDelete, control.CallJournalCreate, control.CallJournalDelete,
 		control.CallJournalAdd:
 		return n.object(method, object.Name, params)
-	case control.CallGroupConfigure, control.CallGroupSuspend, control.CallGroupResume, control.CallGroupDelete:
+	case control.CallGroupConfigure, control.CallGroupSuspend, control.CallGroupResume, control.CallGroupDelete, control.CallGroupPromote:
 		return n.group(method, object.Name, params)
 	}
 	return n.migrate(method, object.ID, params)
@@ -257,8 +257,31 @@ func (n *Node) group(method, name string, params json.RawMessage) (any, error) {
 	if g == nil {
 		return nil, bad(wire.KindNotFound, "no group %s", name)
 	}
+	if method == control.CallGroupPromote {
+		var in control.GroupPromote
+		_ = json.Unmarshal(params, &in)
+		return n.promote(g, in)
+	}
 	g.State = map[string]string{control.CallGroupSuspend: "suspended", control.CallGroupResume: "paired"}[method]
 	return g, nil
+}
+
+// promote makes a secondary the primary behind record 100.
+func (n *Node) promote(g *control.GroupStatus, in control.GroupPromote) (any, error) {
+	switch {
+	case g.Promoted != nil:
+	case g.Role != control.RoleSecondary:
+		return nil, bad(wire.KindRefused, "node %s is %s", n.Name, g.Role)
+	case in.DryRun:
+		plan := &control.PlanView{Plan: []string{"serve group " + g.Name}, Refusals: []string{}}
+		return control.PromoteStatus{Plan: plan}, nil
+	case !in.Force:
+		return nil, bad(wire.KindRefused, "--force is needed")
+	default:
+		g.Promoted = &control.Promotion{Epoch: g.Epoch + 1, Cut: 100, From: n.Specs[g.Name].Group.Primary}
+		g.Role, g.State, g.Epoch, g.Node = control.RolePrimary, "suspended", g.Promoted.Epoch, n.Name
+	}
+	return control.PromoteStatus{PromoteView: g.Promoted.View(g.Name), Done: g.Promoted}, nil
 }
 
 func (n *Node) configure(in control.GroupSpec) *control.GroupStatus {

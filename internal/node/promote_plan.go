@@ -1,0 +1,199 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/receiver"
+	"gantline/internal/record"
+	"gantline/internal/volume"
+)
+
+// promotion is what would be done, and what speaks against it.
+type promotion struct {
+	group, self, from      string
+	epoch                  uint64
+	applied, cut, stored   record.Seq
+	mark                   record.Seq // the old primary's durable mark, as heard
+	heard                  time.Time  // of the old primary; zero: not in this run
+	live, synchronous, unk bool       // connected now; mode sync; the cut lies before a record of an unknown volume
+	refusals               []string
+}
+
+// planPromotion looks at what is here. The stream may still run: what it finds is exact once that has ended.
+func (g *group) planPromotion(rec *groupRecord) (*promotion, error) {
+	g.mu.Lock()
+	rcv, app, vg, jnl := g.rcv, g.app, g.vg, g.jnl
+	g.mu.Unlock()
+	if rcv == nil || app == nil || vg == nil {
+		if err := g.Err(); err != nil {
+			return nil, refused("it has stopped here, and holds no image that can be told: %v", err)
+		}
+		return nil, refused("it is being opened here: repeat the command")
+	}
+	rs, as := rcv.Status(), app.Status()
+	p := &promotion{group: g.name, self: g.n.cfg.Name, from: rec.Spec.Group.Primary, stored: rs.Stored, applied: as.State.Applied,
+		mark: rs.Mark, heard: rs.LastHeard, live: len(rs.Connected) > 0, synchronous: rec.Spec.Group.Mode == control.ModeSync}
+	p.epoch = g.nextEpoch(rec, &rs)
+	if err := errors.Join(vg.Err(), as.Err, jnl.Err()); err != nil {
+		p.refuse("what it holds here cannot be served: %v", err)
+		return p, nil
+	}
+	if len(rec.Members) == 0 {
+		p.refuse("it has no pair, so there is nothing to be served")
+	}
+	for id, m := range g.n.state.view().Moves {
+		if m.Spec.Group.Name == g.name && m.Stage != migrate.Deregistered {
+			p.refuse("it takes part in migration %s: end that first (`gantline migrate commit %s` once it is filled)", id, id)
+		}
+	}
+	at, consistent := app.LastConsistent()
+	if !consistent {
+		p.refuse("it holds no consistent image: a resync with --allow-inconsistent has not ended here")
+	}
+	copied, upTo, err := g.scan(p.applied+1, at)
+	if err != nil {
+		return nil, err
+	}
+	p.unk, p.cut = upTo < at, upTo
+	for _, m := range rec.Members {
+		if m.CopiedAt == 0 {
+			m.CopiedAt = uint64(copied[m.Number])
+		}
+		if m.CopiedAt == 0 || m.CopiedAt > uint64(p.cut) {
+			p.refuse("the initial copy of volume %s/%s has not ended: it holds no image; `gantline pair remove` takes it out while the "+
+				"primary is there", g.n.cfg.Name, m.Volume)
+		}
+	}
+	return p, nil
+}
+
+func (p *promotion) refuse(format string, args ...any) {
+	p.refusals = append(p.refusals, fmt.Sprintf(format, args...))
+}
+
+// nextEpoch lies above every epoch that this node has heard of, also of those that were only permitted.
+func (g *group) nextEpoch(rec *groupRecord, rs *receiver.Status) uint64 {
+	top := max(rec.Epoch, rec.Spec.Group.Epoch)
+	for _, row := range g.vg.Table() {
+		top = max(top, row.Epoch)
+	}
+	for _, s := range rs.Sources {
+		top = max(top, s.Epoch.Number)
+	}
+	for _, s := range rs.Permitted {
+		top = max(top, s.Epoch.Number)
+	}
+	for _, m := range g.n.state.view().Moves {
+		if m.Spec.Group.Name == g.name {
+			top = max(top, m.SourceEpoch())
+		}
+	}
+	return top + 1
+}
+
+// scan reads what is stored and not applied: it gives the volumes that these records say to be copied, and the last record
+// before one of a volume that this node was never told of, which could not be applied, and whose step is left out whole.
+func (g *group) scan(from, upTo record.Seq) (map[uint16]record.Seq, record.Seq, error) {
+	const records, bytes = 4096, 16 << 20
+	copied := map[uint16]record.Seq{}
+	before := upTo // the last one outside a step
+	inStep := false
+	for from <= upTo {
+		recs, err := groupLog{g.jnl}.Read(from, records, bytes)
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(recs) == 0 {
+			return nil, 0, fmt.Errorf("the journal has no record %d", from)
+		}
+		for i := range recs {
+			r := &recs[i]
+			if r.Seq > upTo {
+				return copied, upTo, nil
+			}
+			if r.Op == record.OpBegin {
+				inStep, before = true, r.Seq-1
+			}
+			if n := copiedOf(r); n != 0 {
+				copied[n] = r.Seq
+			}
+			if g.strange(r) {
+				if inStep {
+					return copied, before, nil
+				}
+				return copied, r.Seq - 1, nil
+			}
+			inStep = inStep && r.Op != record.OpEnd
+		}
+		from = recs[len(recs)-1].Seq + 1
+	}
+	return copied, upTo, nil
+}
+
+// strange: a record for a volume that is neither in the group here nor has left it.
+func (g *group) strange(r *record.Record) bool {
+	if r.Volume == 0 || r.Op == record.OpMember || r.Op == record.OpDigest || g.vg.Volume(r.Volume) != nil {
+		return false
+	}
+	gone, err := volume.Removed(groupLog{g.jnl})
+	if err != nil {
+		return true
+	}
+	return !slices.Contains(gone, r.Volume)
+}
+
+func (p *promotion) needsForce() string {
+	return fmt.Sprintf("--force is needed: it does not ask %s, which is to be taken for lost. %s; %s. A hand-over that loses nothing is not "+
+		"built yet", p.from, p.losses(), p.supersedes())
+}
+
+// losses says what is lost, as far as it is known here.
+func (p *promotion) losses() string {
+	known := uint64(0)
+	if p.mark > p.cut {
+		known = uint64(p.mark - p.cut)
+	}
+	text := fmt.Sprintf("Writes of %s behind record %d are lost; how many is not known here", p.from, p.cut)
+	if known > 0 {
+		text = fmt.Sprintf("Writes of %s behind record %d are lost: %d are known of, there may be more", p.from, p.cut, known)
+	}
+	if p.synchronous {
+		text += "; none that was answered while the group was paired"
+	}
+	if !p.heard.IsZero() {
+		text += fmt.Sprintf("; last heard of %s at %s", p.from, p.heard.UTC().Format(time.RFC3339))
+	}
+	return text
+}
+
+func (p *promotion) supersedes() string {
+	if p.live {
+		return fmt.Sprintf("node %s is connected and serves hosts now: it is superseded and refuses them from then on", p.from)
+	}
+	return fmt.Sprintf("node %s is superseded: it refuses hosts once it hears of it", p.from)
+}
+
+func (p *promotion) view() *control.PlanView {
+	v := &control.PlanView{Plan: []string{}, Refusals: p.refusals}
+	if v.Refusals == nil {
+		v.Refusals = []string{}
+	}
+	if p.cut > p.applied {
+		v.Plan = append(v.Plan, fmt.Sprintf("node %s: apply records %d to %d, which are stored", p.self, p.applied+1, p.cut))
+	}
+	if p.stored > p.cut {
+		why := "of a step whose end has not come"
+		if p.unk {
+			why = "from the first one of a volume that this node was never told of"
+		}
+		v.Plan = append(v.Plan, fmt.Sprintf("node %s: drop records %d to %d, %s", p.self, p.cut+1, p.stored, why))
+	}
+	v.Plan = append(v.Plan, fmt.Sprintf("node %s: serve group %s in epoch %d from record %d on", p.self, p.group, p.epoch, p.cut+1),
+		p.losses(), p.supersedes())
+	return v
+}
