@@ -37,18 +37,16 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 		g.mem.Prepare(b.recs)
 	}
 
-	g.mu.Lock()
-	err := g.admit(epoch, m.vol)
-	n := 0
-	if err == nil {
-		g.dropRedone(b)
-		n, err = g.number(b)
+	n, held, err := 0, false, ErrHeldBack
+	if !g.crowded() {
+		n, held, err = g.commitFrom(m, p, epoch, b, 0)
 	}
-	held := g.gated()
-	if held {
-		g.holdAnswers(p, b, n)
+	if errors.Is(err, ErrHeldBack) {
+		n, held, err = g.commitLater(m, p, epoch, b, n, held)
 	}
-	g.mu.Unlock()
+	if len(b.redone) > 0 {
+		g.settleRedone(p, b, n, held, err)
+	}
 
 	m.want(b)
 	answered, now := 0, clock()
@@ -84,6 +82,33 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 	if held {
 		g.answerStored() // the acknowledgement may have been quicker than this
 	}
+}
+
+// commitFrom commits what of the batch has not been appended, from `from` on, as far as there is room. It returns how many of
+// the batch are, and whether answers wait for a subscriber.
+func (g *Group) commitFrom(m *member, p *period, epoch uint64, b *batch, from int) (n int, held bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n = from
+	if err = g.admit(epoch, m.vol); err == nil {
+		g.dropRedone(b, from)
+		n, err = g.number(b, from)
+	}
+	if held = g.gated(); held {
+		g.holdAnswers(p, b, from, n)
+	}
+	return n, held, err
+}
+
+// commitLater is commitFrom once there is room.
+func (g *Group) commitLater(m *member, p *period, epoch uint64, b *batch, n int, held bool) (int, bool, error) {
+	err := g.awaitTurn(func() (err error) {
+		var more bool
+		n, more, err = g.commitFrom(m, p, epoch, b, n)
+		held = held || more
+		return err
+	})
+	return n, held, err
 }
 
 // admit is the check at the moment of applying, under the commit mutex: whatever the gate let in, only the owner of the
@@ -124,18 +149,19 @@ func (g *Group) successorOf(v *Volume) error {
 	return &block.MovedError{Node: g.next.Node, Volume: v.name, Epoch: g.next.Number}
 }
 
-// dropRedone takes the writes out of the batch that have been done before, keeping the order of the others.
-func (g *Group) dropRedone(b *batch) {
+// dropRedone takes the writes from `from` on out of the batch that have been done before, keeping the order of the others.
+func (g *Group) dropRedone(b *batch, from int) {
 	g.done.mu.Lock()
 	defer g.done.mu.Unlock()
 	g.done.batch++
-	keep := 0
-	for i, r := range b.reqs {
+	keep := from
+	for i := from; i < len(b.reqs); i++ {
+		r := b.reqs[i]
 		state := doneNot
 		if r.Session != 0 {
 			state = g.done.look(r.Session, r.Number, r.Floor)
 		}
-		if state == doneMaybe && inBatch(b.reqs[:keep], r) {
+		if state == doneMaybe && inBatch(b.reqs[from:keep], r) {
 			state = doneYes
 		}
 		switch state {
@@ -166,17 +192,27 @@ func inBatch(reqs []*block.Request, r *block.Request) bool {
 	return false
 }
 
-// number gives the batch's writes their sequence, appends them and makes them visible. It returns how many were
-// appended; the others get the error.
-func (g *Group) number(b *batch) (int, error) {
-	n, err := g.appendLocked(b.recs)
-	g.done.lift(b.reqs[:n])
+// number gives the batch's writes from `from` on their sequence, appends them and makes them visible. It returns how many of
+// the batch are appended; the others get the error.
+func (g *Group) number(b *batch, from int) (int, error) {
+	n, err := g.appendLocked(b.recs[from:])
+	g.done.lift(b.reqs[from : from+n])
+	return from + n, err
+}
+
+// settleRedone gives repeated writes the error of those that they repeat, if these were not appended, and has the others wait
+// like what they repeat.
+func (g *Group) settleRedone(p *period, b *batch, n int, held bool, err error) {
 	for _, r := range b.redone {
 		if r.Err == nil && n < len(b.reqs) && inBatch(b.reqs[n:], r) {
 			r.Err = err // the first of the two was not appended
 		}
 	}
-	return n, err
+	if held {
+		g.mu.Lock()
+		g.holdRedone(p, b)
+		g.mu.Unlock()
+	}
 }
 
 // passed moves the tip past recs. Their writes become done in the same moment: a snapshot of the table says of each
@@ -250,7 +286,7 @@ func (g *Group) relieve(recs []record.Record) error {
 		}
 		slowest := g.slowest()
 		if slowest == nil && g.someoneStays() {
-			return g.waitForSubscriber(recs)
+			return errors.Join(ErrFull, ErrHeldBack) // whenRoom waits, with nothing locked
 		}
 		if slowest == nil {
 			return g.waitPostponed(func() error { return g.log.Append(recs) })

@@ -132,6 +132,7 @@ type Group struct {
 	syncer
 	replicas
 	writeBack
+	held heldBack
 }
 
 // Run does what happens behind the writes until ctx ends: syncs, write-back rounds, checkpoints. It returns nil then,

@@ -27,6 +27,7 @@ func Open(cfg Config) (*Group, error) {
 	g.room = sync.NewCond(&g.roomMu)
 	g.recent.limit, g.extents.limit = maxRecent, maxExtents
 	g.syncer.init()
+	g.held.patience = heldBackFor
 	g.roundKick, g.checkpointKick = make(chan struct{}, 1), make(chan struct{}, 1)
 	g.ckptAt = time.Now()
 	g.subs.Store(&[]*Subscriber{})

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -106,18 +105,26 @@ func (g *Group) replicated() (stored, durable record.Seq, refusal error) {
 	return stored, durable, refusal
 }
 
-// holdAnswers queues the first n writes of the batch, and its repeated ones, until subscribers have stored them; under
-// the commit mutex, which keeps the queue in order. A repeated write waits for all there is: its number is not known.
-func (g *Group) holdAnswers(p *period, b *batch, n int) {
+// holdAnswers queues the writes from..n of the batch until subscribers have stored them; under the commit mutex, which keeps
+// the queue in order.
+func (g *Group) holdAnswers(p *period, b *batch, from, n int) {
 	now := time.Since(began)
 	g.storedMu.Lock()
 	defer g.storedMu.Unlock()
-	for i, r := range b.reqs[:n] {
-		if r.Flags&block.FlagFUA == 0 {
+	for i := from; i < n; i++ {
+		if r := b.reqs[i]; r.Flags&block.FlagFUA == 0 {
 			g.stored = append(g.stored, storedWait{seq: b.recs[i].Seq, p: p, r: r, at: now})
 			b.reqs[i] = nil // it may be answered, and used again, from here on
 		}
 	}
+}
+
+// holdRedone queues the batch's repeated writes, under the commit mutex. Their numbers are not known, so they wait for all
+// there is.
+func (g *Group) holdRedone(p *period, b *batch) {
+	now := time.Since(began)
+	g.storedMu.Lock()
+	defer g.storedMu.Unlock()
 	for i, r := range b.redone {
 		if r.Flags&block.FlagFUA == 0 && r.Err == nil {
 			g.stored = append(g.stored, storedWait{seq: g.Tip(), p: p, r: r, at: now})
@@ -496,23 +503,4 @@ func (g *Group) someoneStays() bool {
 		}
 	}
 	return false
-}
-
-// heldBackFor is how long a full log waits for a subscriber that must not be cut off.
-const heldBackFor = 10 * time.Second
-
-// waitForSubscriber appends once a subscriber that must stay has acknowledged enough; under the commit mutex.
-func (g *Group) waitForSubscriber(recs []record.Record) error {
-	for end := time.Now().Add(heldBackFor); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if _, _, refusal := g.replicated(); refusal != nil {
-			break
-		}
-		if err := g.checkpoint(); err != nil {
-			return err
-		}
-		if err := g.log.Append(recs); !errors.Is(err, ErrFull) {
-			return err
-		}
-	}
-	return errors.Join(ErrFull, ErrHeldBack)
 }

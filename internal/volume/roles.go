@@ -216,15 +216,20 @@ func (g *Group) appendFence(next record.EpochID, inStep int) (record.Seq, error)
 	}
 	fence := record.Record{Op: record.OpFence, Data: payload, Length: uint32(len(payload)), CRC: record.Checksum(payload),
 		Time: time.Now().UnixNano()}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.streaming() < inStep {
-		return 0, fmt.Errorf("%w: group %s: the secondary was cut off while the last requests were answered", ErrSuspended, g.cfg.Name)
-	}
-	return g.controlLocked(fence, func(seq record.Seq) {
-		g.cut, g.next = seq, next
-		g.role.Store(uint32(RoleSealed))
+	var cut record.Seq
+	err = g.whenRoom(func() (err error) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.streaming() < inStep {
+			return fmt.Errorf("%w: group %s: the secondary was cut off while the last requests were answered", ErrSuspended, g.cfg.Name)
+		}
+		cut, err = g.controlLocked(fence, func(seq record.Seq) {
+			g.cut, g.next = seq, next
+			g.role.Store(uint32(RoleSealed))
+		})
+		return err
 	})
+	return cut, err
 }
 
 // appendControl numbers a record that is no host's write; then runs, under the commit mutex, as soon as it is in the
@@ -234,9 +239,14 @@ func (g *Group) appendControl(r record.Record, then func(record.Seq)) (record.Se
 	if r.Data != nil {
 		r.Length, r.CRC = uint32(len(r.Data)), record.Checksum(r.Data)
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.controlLocked(r, then)
+	var seq record.Seq
+	err := g.whenRoom(func() (err error) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		seq, err = g.controlLocked(r, then)
+		return err
+	})
+	return seq, err
 }
 
 func (g *Group) controlLocked(r record.Record, then func(record.Seq)) (record.Seq, error) {
