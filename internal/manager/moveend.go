@@ -105,6 +105,9 @@ func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration
 	if target {
 		full = mg.TargetJournal
 	}
+	if full == "" {
+		return left, nil // a queue needs none
+	}
 	j, exists, err := find[control.Journal](ctx, m, control.KindJournal, full)
 	if err != nil || !exists {
 		return left, err

@@ -131,9 +131,6 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		return nil, nil, refuse("%s is its secondary", in.To)
 	case len(g.Pairs) == 0:
 		return nil, nil, refuse("it has no pairs")
-	case g.Log == control.LogQueue:
-		return nil, nil, refuse("its log is in memory (--log queue), and what the source had not sent at the cut would be lost with " +
-			"its process; moving such a group is not built yet: make a group with --log journal")
 	}
 	mg := &control.Migration{
 		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
@@ -223,6 +220,13 @@ func (m *Manager) takeTarget(ctx context.Context, c *change, mg *control.Migrati
 }
 
 func (m *Manager) moveJournal(ctx context.Context, c *change, mg *control.Migration, named string, there *control.NodeStatus) error {
+	queue := mg.SourceJournal == ""
+	if queue && named != "" {
+		return control.Errorf(control.KindUsage, "group %s has its log in memory (--log queue): --journal does not go with it", mg.Group)
+	}
+	if queue {
+		return nil
+	}
 	if named == "" {
 		src, err := load[control.Journal](ctx, m, control.KindJournal, mg.SourceJournal)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/migrate"
+	"gantline/internal/queue"
 	"gantline/internal/record"
 	"gantline/internal/volume"
 )
@@ -143,6 +144,16 @@ func (n *Node) registerAtSource(rec *migrate.Record) error {
 	return err
 }
 
+// queueLag is how far behind the secondary of a group on a queue may be when hosts are led to the target: they are held
+// until it has all.
+const queueLag = time.Second
+
+func (g *group) onQueue() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.que != nil
+}
+
 // ready is nil if the group is in a state in which it may be sealed here: all that the secondary lacks is in the stream.
 func (g *group) ready() error {
 	st := g.status()
@@ -151,6 +162,9 @@ func (g *group) ready() error {
 	g.mu.Unlock()
 	if st.State != "paired" || sub == nil || sub.State() != volume.SubStreaming {
 		return refused("group %s is %s in epoch %d: only a paired group is handed over", g.name, st.State, st.Epoch)
+	}
+	if age := sub.Lag().Age; g.onQueue() && age > queueLag {
+		return refused("group %s: the secondary is %v behind: what is in the queue has to be there before the cut", g.name, age.Round(time.Millisecond))
 	}
 	return nil
 }
@@ -168,10 +182,6 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	}
 	if st.Epoch != spec.Group.Epoch {
 		bad = append(bad, fmt.Sprintf("group %s is in epoch %d here, not %d", spec.Group.Name, st.Epoch, spec.Group.Epoch))
-	}
-	if spec.Group.Log == control.LogQueue {
-		bad = append(bad, fmt.Sprintf("group %s has its log in memory (--log queue): what the source has not sent at the cut would be "+
-			"lost with its process; moving such a group is not built yet", spec.Group.Name))
 	}
 	if st.State != "paired" && !(spec.Group.Mode == control.ModePeriodic && st.State == "resyncing") { // inside a step
 		bad = append(bad, fmt.Sprintf("group %s is %s: it must be paired; moving it in other states is not built yet", spec.Group.Name, st.State))
@@ -206,7 +216,9 @@ func (n *Node) targetRefusals(spec control.MigrationSpec) []string {
 		}
 	}
 	_, jnl := splitName(spec.TargetJournal)
-	if d.Journals[jnl] == nil {
+	if spec.Group.Log == control.LogQueue {
+		// It needs none.
+	} else if d.Journals[jnl] == nil {
 		add("journal %s does not exist", spec.TargetJournal)
 	} else if user := d.userOf(jnl); user != "" {
 		add("journal %s is in use by %s", spec.TargetJournal, user)
@@ -266,18 +278,25 @@ func (n *Node) registerAtTarget(rec *migrate.Record) error {
 		if err := n.makePresentMap(spec.ID, mv); err != nil {
 			return err
 		}
+		if gr.onQueue() {
+			if err := n.createMap(n.intentPath(spec.Group.Name, mv.Number), queue.Regions(mv.Size)); err != nil {
+				return err
+			}
+		}
 	}
 	if err := n.makeChangedMaps(spec.Group.Name, gr); err != nil {
 		return err
 	}
-	if err := errors.Join(n.prepareJournal(n.state.view().Journals[jnl]), n.forgetWAN(spec.Group.Name)); err != nil {
+	if err := errors.Join(n.prepareLog(gr), n.forgetWAN(spec.Group.Name)); err != nil {
 		return err
 	}
 	// Group and move become durable together: neither is ever found without the other.
 	return n.state.update(func(d *durable) error {
 		d.Groups[spec.Group.Name] = gr
 		d.Moves[spec.ID] = rec
-		d.Journals[jnl].Used = true
+		if j := d.Journals[jnl]; j != nil {
+			j.Used = true
+		}
 		for _, m := range gr.Members {
 			d.Volumes[m.Volume].Moved = nil // the operator has named it to be overwritten
 		}

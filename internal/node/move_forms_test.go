@@ -48,3 +48,26 @@ func TestPeriodicMoveCancelled(t *testing.T) {
 	writeTo(t, r.disks("a", 1)[0].Target, 0, 4096, 7)
 	r.waitFor("in step", inStep(r))
 }
+
+// A group whose primary keeps its log in memory moves, and keeps it so at the target.
+func TestMoveQueue(t *testing.T) {
+	r := newRig(t, "a", "b", "c")
+	r.with, r.span = onQueue(async), 4<<20
+	moveUnderLoad(r)
+	if r.nodes["b"].node.group("g").que == nil {
+		t.Fatal("the target's log is no queue")
+	}
+}
+
+func TestMovePeriodicQueue(t *testing.T) {
+	r := newRig(t, "a", "b", "c")
+	r.with, r.span = onQueue(every(100*time.Millisecond)), 2<<20
+	moveUnderLoad(r)
+	r.waitFor("at rest at the target", func() bool { return r.atRest("b") && r.status("b").State == "paired" })
+}
+
+func TestQueueGoesBack(t *testing.T) {
+	r := newRig(t, "a", "b", "c")
+	r.with = onQueue(async)
+	storeAwayGoesBack(r)
+}

@@ -171,6 +171,9 @@ func (r *rig) group(n int, size int64) control.Group {
 	for _, node := range []string{"a", "c"} {
 		r.call(node, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 64 << 20}, nil)
 	}
+	if g.Log == control.LogQueue {
+		g.PrimaryJournal, g.SecondaryJournalSize = "", 64<<20
+	}
 	for i := range n {
 		v := fmt.Sprintf("v%d", i+1)
 		for _, node := range []string{"a", "c"} {
@@ -323,7 +326,11 @@ func fullLogSuspends(r *rig) {
 func (r *rig) spec(g control.Group, target string) control.MigrationSpec {
 	sp := control.MigrationSpec{ID: "g-1", Group: g, Source: "a", Target: target, Secondary: "c",
 		SourceJournal: "a/jg", TargetJournal: target + "/jg", Address: r.addresses()}
-	r.call(target, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 64 << 20}, nil)
+	if g.Log == control.LogQueue {
+		sp.SourceJournal, sp.TargetJournal = "", ""
+	} else {
+		r.call(target, control.CallJournalCreate, control.JournalCreate{Name: "jg", Size: 64 << 20}, nil)
+	}
 	for _, p := range g.Pairs {
 		_, v := splitName(p.Primary)
 		r.call(target, control.CallVolumeCreate, control.VolumeCreate{Name: v, Size: p.Size}, nil)

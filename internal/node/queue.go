@@ -41,9 +41,14 @@ func queueError(err error) error {
 	return err
 }
 
-// onQueue says that the group's log on this node is a queue: at the primary, where the group was made so.
+// onQueue says that the group's log on this node is a queue: at the primary, where the group was made so, or one
+// that was superseded, and at the target of its move.
 func (rec *groupRecord) onQueue() bool {
-	return (rec.Role == control.RolePrimary || rec.Role == control.RoleSuperseded) && rec.Spec.Group.Log == control.LogQueue
+	switch rec.Role {
+	case control.RolePrimary, control.RoleSuperseded, control.RoleTarget:
+		return rec.Spec.Group.Log == control.LogQueue
+	}
+	return false
 }
 
 // queueShare bounds a queue's memory, in bytes. Such a group has no cache of what is not on its devices, and no records in

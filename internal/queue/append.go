@@ -161,6 +161,12 @@ func (q *Queue) reserveTo(last record.Seq) error {
 // come while one runs share the next.
 func (q *Queue) Sync() (record.Seq, error) { return q.flush(q.Cursors().Appended) }
 
+// Flush flushes the devices even if nothing was appended since the last time.
+func (q *Queue) Flush() error {
+	_, err := q.flush(0)
+	return err
+}
+
 // flush makes all that is appended durable, unless all up to enough is; 0: always.
 func (q *Queue) flush(enough record.Seq) (record.Seq, error) {
 	q.flushing.Lock()
@@ -180,7 +186,7 @@ func (q *Queue) flush(enough record.Seq) (record.Seq, error) {
 	if err != nil {
 		return 0, q.fail(err)
 	}
-	if low { // here nobody who writes waits for it
+	if low && q.isWritable() { // here nobody who writes waits for it
 		if err := q.reserveTo(upTo + reserve); err != nil {
 			return 0, err
 		}

@@ -300,10 +300,67 @@ func (q *Queue) OpenRow(row record.Row) error {
 	return nil
 }
 
-// AppendAfterGap, Cut and Reset are for the log of a secondary, or of a move's target: those keep a journal.
-func (q *Queue) AppendAfterGap([]record.Record) error         { return ErrUnsupported }
-func (q *Queue) Cut(record.Seq) error                         { return ErrUnsupported }
-func (q *Queue) Reset(record.Seq, record.Table, []byte) error { return ErrUnsupported }
+// AppendAfterGap and Cut are for the log of a secondary: it keeps a journal.
+func (q *Queue) AppendAfterGap([]record.Record) error { return ErrUnsupported }
+func (q *Queue) Cut(record.Seq) error                 { return ErrUnsupported }
+
+// Reset makes a queue in which no row is open go on behind base, with the table and the owner's blob, all in one durable
+// step: the target of a move takes over the counter. What it held is forgotten.
+func (q *Queue) Reset(base record.Seq, table record.Table, meta []byte) error {
+	q.writer.Lock()
+	defer q.writer.Unlock()
+	if q.isWritable() {
+		return fmt.Errorf("%w: a row is open", ErrSequence)
+	}
+	if len(meta) > MaxMeta {
+		return fmt.Errorf("%w: %d bytes, at most %d are kept", ErrMeta, len(meta), MaxMeta)
+	}
+	err := q.save(func(s *state) error {
+		s.reserved, s.table, s.meta = base, table.Close(base), append([]byte(nil), meta...)
+		return s.table.Validate()
+	})
+	if err != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.log, q.base = entries{}, 0
+	q.trimmed, q.durable, q.appended, q.planned, q.settled, q.oldEnd = base, base, base, base, base, base+1
+	return nil
+}
+
+// Seal ends the open row at the newest record, which must be `last` and durable, and replaces the owner's blob, in one durable
+// step. Until another row is opened nothing is appended; the next run begins behind last too.
+func (q *Queue) Seal(last record.Seq, meta []byte) error {
+	q.writer.Lock()
+	defer q.writer.Unlock()
+	if c := q.Cursors(); c.Appended != last || c.Durable != last {
+		return fmt.Errorf("%w: sealing at %d, the queue ends at %d, durable is %d", ErrSequence, last, c.Appended, c.Durable)
+	}
+	if len(meta) > MaxMeta {
+		return fmt.Errorf("%w: %d bytes, at most %d are kept", ErrMeta, len(meta), MaxMeta)
+	}
+	q.mu.Lock()
+	was := q.writable
+	q.writable = false // first: nobody reserves numbers above from here on
+	q.mu.Unlock()
+	err := q.save(func(s *state) error {
+		s.reserved, s.table, s.meta = last, s.table.Close(last), append([]byte(nil), meta...)
+		return nil
+	})
+	if err != nil && q.Err() == nil { // nothing was written
+		q.mu.Lock()
+		q.writable = was
+		q.mu.Unlock()
+	}
+	return err
+}
+
+func (q *Queue) isWritable() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.writable
+}
 
 // Close flushes the devices and closes the state. Where all is settled, nothing is in doubt and no number lost: the next
 // run has nothing to send again.

@@ -94,11 +94,16 @@ func (s State) source(id record.EpochID) (Source, bool) {
 	return Source{}, false
 }
 
-// owed is the last record that a source older than id's has still to send, 0 if there is none.
+// owed is the last record that a source older than id's has still to send, 0 if there is none. What a node that goes on in
+// a later epoch owes of its own earlier one comes with its present stream: that is of the same log.
 func (s State) owed(id record.EpochID) record.Seq {
 	var upTo record.Seq
-	for _, src := range s.Sources {
-		if src.Epoch.Number < id.Number {
+	own := true
+	for _, src := range slices.Backward(s.Sources) {
+		if src.Epoch.Number >= id.Number {
+			continue
+		}
+		if own = own && src.Epoch.Node == id.Node; !own {
 			upTo = max(upTo, src.Last)
 		}
 	}

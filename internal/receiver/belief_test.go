@@ -64,7 +64,7 @@ func TestJudge(t *testing.T) {
 		{name: "the target, permitted", state: permitted, hello: id(2, "b"), table: tableAB, have: at(tableA, 60, 50), keep: 60,
 			owed: 100, source: "transitional a->b"},
 		{name: "the source again after an abort, permitted", state: permitted, hello: id(3, "a"), have: at(tableA, 60, 50),
-			table: record.Table{closed(1, "a", 1, 100), open(3, "a", 101)}, keep: 60, owed: 100, source: "a"},
+			table: record.Table{closed(1, "a", 1, 100), open(3, "a", 101)}, keep: 60, source: "a"},
 		{name: "permitted with its first sequence", state: permittedAt, hello: id(2, "b"), table: tableAB,
 			have: at(tableA, 100, 100), keep: 100, owed: 100, source: "transitional a->b"},
 		{name: "permitted from elsewhere on", state: permittedAt, hello: id(2, "b"), have: at(tableA, 80, 80),
@@ -185,5 +185,22 @@ func TestStateChanges(t *testing.T) {
 	wants(must(f.believe(Permit{id(2, "b"), 101}, have)), "transitional a->b", 2)
 	if again := f.fence(1, Fence{Cut: 90, Next: id(2, "x")}, 60); again.CopySource() != "transitional a->b" {
 		t.Fatal("a fence of an epoch that is over has changed the sources")
+	}
+}
+
+func TestOwed(t *testing.T) {
+	a1, b2, a3 := record.EpochID{Number: 1, Node: "a"}, record.EpochID{Number: 2, Node: "b"}, record.EpochID{Number: 3, Node: "a"}
+	for _, c := range []struct {
+		sources []Source
+		id      record.EpochID
+		want    record.Seq
+	}{
+		{[]Source{{Epoch: a1, Last: 50}, {Epoch: b2, First: 51}}, b2, 50},
+		{[]Source{{Epoch: a1, Last: 50}, {Epoch: a3, First: 51}}, a3, 0}, // a move that went back: all comes from a's log
+		{[]Source{{Epoch: a1, Last: 50}, {Epoch: b2, First: 51, Last: 60}, {Epoch: a3, First: 61}}, a3, 60},
+	} {
+		if got := (State{Sources: c.sources}).owed(c.id); got != c.want {
+			t.Errorf("%+v: %v is owed %d, wanted %d", c.sources, c.id, got, c.want)
+		}
 	}
 }

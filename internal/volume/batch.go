@@ -66,9 +66,12 @@ func (b *batch) run(v *Volume, p *period, epoch uint64, reqs []*block.Request) {
 		}
 	}
 	if len(b.reqs) > 0 {
-		if m == nil {
+		switch {
+		case m == nil:
 			v.lone.write(v, p, b.reqs)
-		} else {
+		case m.group.mem != nil && m.mustBringIn(b.reqs):
+			m.commitLater(p, epoch, b)
+		default:
 			m.group.commit(m, p, epoch, b)
 		}
 	}

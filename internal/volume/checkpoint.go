@@ -174,7 +174,7 @@ func (g *Group) checkpointIfDue() error {
 	g.rounds.Unlock()
 	switch {
 	case g.mem != nil: // what is acknowledged has been forgotten already
-		if late && (moved || g.mem.InDoubt()) {
+		if late && (moved || fetched || g.mem.InDoubt()) {
 			return g.checkpoint()
 		}
 	case late && fetched, moved && (late || filled && g.sinceCheckpoint.Load() >= capacity/10):
@@ -230,7 +230,7 @@ func (g *Group) unneeded(upTo record.Seq) record.Seq {
 		}
 	}
 	g.metaMu.Unlock()
-	if appended := g.log.Cursors().Appended; upTo >= appended && g.Role() == RoleSealed {
+	if appended := g.log.Cursors().Appended; g.mem == nil && upTo >= appended && g.Role() == RoleSealed {
 		upTo = max(appended, 1) - 1
 	}
 	return upTo

@@ -61,6 +61,10 @@ type MemoryLog interface {
 	InDoubt() bool
 	// Grow has it take writes to a volume that becomes size bytes long.
 	Grow(n record.VolumeNumber, size int64) error
+	// Flush flushes the devices even if nothing was appended since the last Sync.
+	Flush() error
+	// Seal durably ends the open row at its newest record, which is durable, and replaces the owner's blob in the same step.
+	Seal(last record.Seq, meta []byte) error
 	// Suspect: the run before has ended on a failed disk, which may have dropped what it had not flushed.
 	Suspect() bool
 }

@@ -1,7 +1,9 @@
 package volume
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"gantline/internal/block"
 	"gantline/internal/record"
@@ -90,6 +92,180 @@ func (g *Group) writeAgain() error {
 		}
 	}
 	return backing{g}.Flush()
+}
+
+// sealPatience is how long a seal waits until the subscribers have all that a log in memory holds. Hosts are held meanwhile.
+const sealPatience = 3 * time.Second
+
+// sealMemory seals a log in memory. What it has not sent would be lost with its process, so first each subscriber gets all
+// of it, durably. Then one write ends the row and names the next owner: dead before it nothing is sealed, dead behind it
+// nobody lacks anything that only this log could give. There is no fence: the last record is the cut.
+func (g *Group) sealMemory(ctx context.Context, next record.EpochID, inStep int) (record.Seq, error) {
+	ctx, cancel := context.WithTimeout(ctx, sealPatience)
+	defer cancel()
+	g.mu.Lock()
+	empty := g.Tip() < g.row.First
+	g.mu.Unlock()
+	if empty { // an epoch has a last record
+		if _, err := g.appendControl(record.Record{Op: record.OpEnd}, nil); err != nil {
+			return 0, err
+		}
+	}
+	for {
+		cut := g.Tip()
+		if err := g.syncTo(cut); err != nil {
+			return 0, err
+		}
+		if err := g.awaitThere(ctx, cut, inStep); err != nil {
+			return 0, err
+		}
+		if sealed, err := g.sealAt(cut, next, inStep); sealed || err != nil {
+			return cut, err
+		}
+	}
+}
+
+// awaitThere returns nil once each subscriber has all records up to seq durably.
+func (g *Group) awaitThere(ctx context.Context, seq record.Seq, inStep int) error {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err := g.Err(); err != nil {
+			return err
+		}
+		if g.streaming() < inStep {
+			return g.lostInSeal()
+		}
+		if g.there(seq) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("group %s: not sealed: the secondary does not have all of %s, up to %d, yet: %w", g.cfg.Name, g.logName(), seq,
+				context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+func (g *Group) there(seq record.Seq) bool {
+	for _, s := range *g.subs.Load() {
+		if _, durable, _ := s.Cursor(); s.State() != SubSuspended && durable < seq {
+			return false
+		}
+	}
+	return true
+}
+
+// sealAt is false if the log has gone on meanwhile.
+func (g *Group) sealAt(cut record.Seq, next record.EpochID, inStep int) (bool, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.Err() != nil:
+		return false, g.Err()
+	case g.streaming() < inStep:
+		return false, g.lostInSeal()
+	case g.Tip() != cut:
+		return false, nil
+	}
+	err := g.saveMetaBy(func(m *meta) { m.Sealed = &metaSeal{Cut: cut, Epoch: g.row.Epoch, Next: next} },
+		func(blob []byte) error { return g.mem.Seal(cut, blob) })
+	if err != nil {
+		return false, err
+	}
+	g.cut, g.next = cut, next
+	g.role.Store(uint32(RoleSealed))
+	return true, nil
+}
+
+func (g *Group) lostInSeal() error {
+	return fmt.Errorf("%w: group %s: the secondary was cut off while the last requests were answered", ErrSuspended, g.cfg.Name)
+}
+
+// mustBringIn says that a write has to wait for a region: see bringIn.
+func (m *member) mustBringIn(reqs []*block.Request) bool {
+	p := m.vol.presence.Load()
+	if p == nil || p.safeCount.Load() == p.total {
+		return false
+	}
+	for _, q := range reqs {
+		for r := q.Offset / p.region; r*p.region < q.Offset+q.Length; r++ {
+			if !p.isSafe(r) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// commitLater commits the batch's writes on a goroutine of their own, together and in their order: who submits them, or
+// releases what was held, does not wait for a fetch.
+func (m *member) commitLater(p *period, epoch uint64, b *batch) {
+	later := batches.Get().(*batch)
+	later.reqs = append(later.reqs, b.reqs...)
+	later.total = len(later.reqs)
+	for _, r := range later.reqs {
+		if r.Flags&block.FlagFUA != 0 {
+			later.waits++
+		}
+	}
+	b.waits -= later.waits
+	clear(b.reqs)
+	b.reqs = b.reqs[:0]
+	m.vol.background.Add(1)
+	go func() {
+		defer m.vol.background.Done()
+		defer later.release()
+		m.group.commit(m, p, epoch, later)
+		if later.waiting > 0 {
+			m.group.wantSync(p, later)
+		}
+	}()
+}
+
+// bringIn has the regions that a write touches fetched and durably present, before the write is numbered: with no record of it
+// on disk, a region that is fetched again after a death would wipe it out.
+func (p *presence) bringIn(g *Group, off, length int64) error {
+	if p.safeCount.Load() == p.total {
+		return nil
+	}
+	var absent []int64
+	safe := true
+	for r := off / p.region; r*p.region < off+length; r++ {
+		safe = safe && p.isSafe(r)
+		if !p.has(r) {
+			absent = append(absent, r)
+		}
+	}
+	if safe {
+		return nil
+	}
+	if len(absent) > 0 {
+		if p.job.Away() {
+			p.job.Want(absent[0]) // tries the source again
+			return fmt.Errorf("%w: %w", block.ErrIO, ErrSourceAway)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), fetchPatience)
+		defer cancel()
+		if err := p.wait(ctx, absent...); err != nil {
+			return err
+		}
+	}
+	p.settling.Lock()
+	defer p.settling.Unlock()
+	for r := off / p.region; r*p.region < off+length; r++ {
+		if p.isSafe(r) {
+			continue
+		}
+		if err := g.mem.Flush(); err != nil {
+			return g.hostError(g.fail(fmt.Errorf("flushing what was fetched: %w", err)))
+		}
+		if !p.isSafe(r) {
+			return fmt.Errorf("%w: volume %s: region %d was flushed and is not present", block.ErrIO, p.v.name, r)
+		}
+	}
+	return nil
 }
 
 // collectStep, under Subscriber.mu, counts what hosts wrote inside a step as the subscriber's once it is durable there:

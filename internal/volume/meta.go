@@ -30,8 +30,16 @@ type meta struct {
 	Subs       map[string]metaSub    `json:"subscribers,omitempty"`
 	Filling    []record.VolumeNumber `json:"filling,omitempty"` // have absent regions
 	Removed    []record.VolumeNumber `json:"removed,omitempty"`
+	// Sealed is the end of an epoch in a log that keeps no records, and so no fence. It counts until a later one is opened.
+	Sealed *metaSeal `json:"sealed,omitempty"`
 
 	done []byte
+}
+
+type metaSeal struct {
+	Cut   record.Seq     `json:"cut"`
+	Epoch uint64         `json:"epoch"` // that it has ended
+	Next  record.EpochID `json:"next"`
 }
 
 // metaSub is what outlives a restart of a subscriber besides its changed maps.

@@ -111,6 +111,10 @@ func (g *Group) recover() error {
 		return err
 	}
 	g.tip.Store(uint64(max(upTo, g.ckpt)))
+	if s := g.meta.Sealed; s != nil && g.mem != nil {
+		g.role.Store(uint32(RoleSealed))
+		g.cut, g.next, g.fenced = s.Cut, s.Next, s.Epoch
+	}
 	if g.Role() == RoleSealed && g.sealedEpoch() > g.fenced {
 		g.role.Store(uint32(RoleIdle)) // another row has been opened since, without a record yet
 	}

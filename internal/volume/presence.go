@@ -84,6 +84,10 @@ type presence struct {
 
 	mu    sync.Mutex
 	fresh []int64 // arrived, not durable yet
+
+	settling  sync.Mutex      // one flush serves all who wait for it: bringIn
+	safe      []atomic.Uint64 // durably present
+	safeCount atomic.Int64
 }
 
 // SetPresence makes the volume the target of a move, before it joins a group or serves.
@@ -101,9 +105,11 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	if cfg.Map.Bits() != total {
 		return fmt.Errorf("volume %s: the map has %d regions, the volume %d", v.name, cfg.Map.Bits(), total)
 	}
-	p := &presence{cfg: cfg, v: v, region: cfg.Region, total: total, here: make([]atomic.Uint64, (total+63)/64)}
+	p := &presence{cfg: cfg, v: v, region: cfg.Region, total: total, here: make([]atomic.Uint64, (total+63)/64),
+		safe: make([]atomic.Uint64, (total+63)/64)}
 	for bit, ok := cfg.Map.NextSet(0); ok; bit, ok = cfg.Map.NextSet(bit + 1) {
 		p.arrive(bit)
+		p.keep(bit)
 	}
 	batch := max(fetchBatch/cfg.Region, 1)
 	p.idle.New = func() any { b := make([]byte, batch*cfg.Region); return &b }
@@ -303,7 +309,24 @@ func (p *presence) makeDurable(regions []int64) error {
 	for _, r := range regions {
 		p.cfg.Map.Set(r)
 	}
-	return p.cfg.Map.Flush()
+	if err := p.cfg.Map.Flush(); err != nil {
+		return err
+	}
+	for _, r := range regions {
+		p.keep(r)
+	}
+	return nil
+}
+
+// keep notes that a region is durably present.
+func (p *presence) keep(region int64) {
+	if old := p.safe[region/64].Or(1 << (region % 64)); old&(1<<(region%64)) == 0 {
+		p.safeCount.Add(1)
+	}
+}
+
+func (p *presence) isSafe(region int64) bool {
+	return p.safe[region/64].Load()&(1<<(region%64)) != 0
 }
 
 // freshRegions says whether fetched regions wait for their checkpoint.
@@ -363,7 +386,14 @@ func (m *member) admitAbsent(p *period, b *batch) {
 		b.reqs, b.recs = b.reqs[:0], b.recs[:0]
 		return
 	}
-	if pr == nil || pr.Left() == 0 {
+	if pr == nil {
+		return
+	}
+	if m.group.mem != nil {
+		m.admitSafe(pr, p, b)
+		return
+	}
+	if pr.Left() == 0 {
 		return
 	}
 	keep := 0
@@ -374,6 +404,22 @@ func (m *member) admitAbsent(p *period, b *batch) {
 		}
 		if err := pr.admit(m.group, b.want[from:]); err != nil {
 			b.want = b.want[:from]
+			m.vol.finish(p, r, err)
+			continue
+		}
+		b.reqs[keep], b.recs[keep] = r, b.recs[i]
+		keep++
+	}
+	clear(b.reqs[keep:])
+	clear(b.recs[keep:])
+	b.reqs, b.recs = b.reqs[:keep], b.recs[:keep]
+}
+
+// admitSafe is admitAbsent with a log in memory: each write waits for its regions.
+func (m *member) admitSafe(pr *presence, p *period, b *batch) {
+	keep := 0
+	for i, r := range b.reqs {
+		if err := pr.bringIn(m.group, r.Offset, r.Length); err != nil {
 			m.vol.finish(p, r, err)
 			continue
 		}

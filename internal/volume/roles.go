@@ -95,9 +95,6 @@ func (g *Group) Follow() error {
 func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.mem != nil {
-		return fmt.Errorf("%w: group %s cannot take a hand-over on %s", ErrRole, g.cfg.Name, g.logName())
-	}
 	if r := g.Role(); r == RoleServing || r == RoleSealed && len(*g.subs.Load()) > 0 {
 		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
 	}
@@ -122,7 +119,7 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 		return fmt.Errorf("%w: group %s has writes for absent regions", ErrBusy, g.cfg.Name)
 	}
 	err := g.saveMetaBy(func(m *meta) {
-		m.Checkpoint, m.Applied, m.Following, m.Subs = base, base, false, nil
+		m.Checkpoint, m.Applied, m.Following, m.Subs, m.Sealed = base, base, false, nil, nil
 		m.done = fresh.encode(maxDoneBytes)
 	}, func(blob []byte) error { return g.log.Reset(base, table, blob) })
 	if err != nil {
@@ -153,7 +150,7 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 		}
 		return cut, nil
 	}
-	if g.Role() != RoleServing || g.mem != nil { // what a sealed queue has not sent yet would be lost with its process
+	if g.Role() != RoleServing {
 		return 0, fmt.Errorf("%w: group %s is %s, on %s", ErrRole, g.cfg.Name, g.Role(), g.logName())
 	}
 	inStep := g.streaming()
@@ -163,6 +160,13 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 			reopen()
 			return 0, err
 		}
+	}
+	if g.mem != nil {
+		cut, err := g.sealMemory(ctx, next, inStep)
+		if err != nil && g.Err() == nil {
+			reopen()
+		}
+		return cut, err
 	}
 	cut, err := g.appendFence(next, inStep)
 	if err != nil {

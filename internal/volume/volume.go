@@ -39,7 +39,7 @@ type Volume struct {
 	waits   waits
 
 	presence   atomic.Pointer[presence]
-	background sync.WaitGroup // requests that came back from the relay and execute here
+	background sync.WaitGroup // requests that came back from the relay and execute here, and writes that wait for a fetch
 }
 
 // member is a volume's part of being in a group.

@@ -3,6 +3,8 @@ package processes
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strings"
 	"testing"
 
 	"gantline/internal/proof"
@@ -22,11 +24,13 @@ func TestMoveOfForms(t *testing.T) {
 		flags         []string
 	}{
 		{"periodic", "256MiB", []string{"--mode", "periodic", "--interval", "300ms"}},
+		{"queue", "640MiB", nil}, // a quarter of it takes all that may be in doubt
+		{"periodic-queue", "640MiB", []string{"--mode", "periodic", "--interval", "300ms"}},
 	} {
 		points := []killPoint{some[rnd.IntN(len(some))]}
 		switch {
-		case site.Campaign() > 0:
-			points = allKillPoints()
+		case site.Campaign() > 0 || os.Getenv("GANTLINE_KILL_POINTS") != "":
+			points = chosen(seed)
 		case testing.Short():
 			points = nil
 		}
@@ -38,7 +42,11 @@ func TestMoveOfForms(t *testing.T) {
 					env[k.process] = site.KillAt(k.step, k.edge)
 				}
 				s := site.Start(t, env)
-				m := &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 64*mib, form.journal, form.flags...)}
+				pair := s.Pair
+				if strings.Contains(form.name, "queue") {
+					pair = s.PairOnQueue
+				}
+				m := &move{Site: s, t: t, k: k, g: pair("db", 2, 64*mib, form.journal, form.flags...)}
 				m.wan = func(hosts proof.Stats) {
 					// Each write may cost a marked block, and a death all that is in doubt.
 					limit := hosts.Writes*(2*64<<10) + 2*2*64*mib

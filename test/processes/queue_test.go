@@ -113,7 +113,7 @@ func onlyDoubt(t *testing.T, s *site.Site, g *site.Made) {
 }
 
 // With the link dead and hosts at full rate the primary's memory stays what it may be; hosts notice nothing; the group is
-// suspended, and a resume sends what was marked. A group on a queue does not move.
+// suspended, and a resume sends what was marked.
 func TestQueueFull(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
@@ -122,8 +122,8 @@ func TestQueueFull(t *testing.T) {
 	if v := s.Group("db"); v.Log != "queue" || v.PrimaryJournal != "" || v.Journal.CapacityBytes == nil || *v.Journal.CapacityBytes != 64*mib {
 		t.Errorf("log %s, journal %q, capacity %v", v.Log, v.PrimaryJournal, deref(v.Journal.CapacityBytes))
 	}
-	if r := s.CLI("migrate start db --to b"); r.Code != 4 || !strings.Contains(r.Err, "--log queue") {
-		t.Errorf("a move of a group on a queue: %v", r)
+	if r := s.CLI("migrate start db --to b --journal b/other"); r.Code != 2 || !strings.Contains(r.Err, "--log queue") {
+		t.Errorf("a journal for the move of a group on a queue: %v", r)
 	}
 	load := proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 32, MaxBlocks: 8, FlushEvery: 200, Span: 8 * mib})
 	running := site.Run(load)
