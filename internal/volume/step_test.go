@@ -69,7 +69,7 @@ func TestIntervalsAreCuts(t *testing.T) {
 	t.Run("journal", func(t *testing.T) {
 		rng, seed := seeded(t)
 		p, m := newPair(t, seed, 8<<20)
-		intervalsAreCuts(t, rng, p, m, load)
+		intervalsAreCuts(t, rng, p, m, 40, load)
 	})
 	t.Run("queue", func(t *testing.T) {
 		rng, seed := seeded(t)
@@ -78,15 +78,14 @@ func TestIntervalsAreCuts(t *testing.T) {
 		p.open()
 		m.open()
 		m.subscribe(p)
-		intervalsAreCuts(t, rng, p, m, memLoad)
+		intervalsAreCuts(t, rng, p, m, roundsOf(15, 40), memLoad)
 	})
 }
 
-func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, load func(*rand.Rand, *site, *history, int) (int, error)) {
+func intervalsAreCuts(t *testing.T, rng *rand.Rand, p *site, m *mirror, rounds int, load func(*rand.Rand, *site, *history, int) (int, error)) {
 	ctx, broken := context.WithCancelCause(t.Context()) // what waits for a stream that has ended does not wait for ever
 	m.broken = broken
 	h := &history{}
-	rounds := 40
 	if testing.Short() {
 		rounds = 12
 	}
