@@ -192,6 +192,9 @@ type GroupStatus struct {
 	Copy            *CopyStatus `json:"copy"`
 
 	Promoted *Promotion `json:"promoted,omitempty"` // primary: it was a secondary until then
+
+	// Newer, in the answer to an older spec than the node holds: what it holds. It has done nothing.
+	Newer *Group `json:"newer,omitempty"`
 }
 
 // CopyStatus is a background copy under way.

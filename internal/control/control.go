@@ -116,7 +116,7 @@ type Group struct {
 	NextNumber           uint16 `json:"next_number"`
 	Suspended            bool   `json:"suspended"` // by command
 	Migrations           int    `json:"migrations"`
-	Revision             uint64 `json:"revision"` // raised by every change; nodes ignore an older spec
+	Revision             uint64 `json:"revision"` // raised by every change; nodes answer an older spec with what they hold
 
 	// Promotion is the one by which the present primary has become it; nil: it was none.
 	Promotion *Promotion `json:"promotion,omitempty"`

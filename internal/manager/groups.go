@@ -97,7 +97,9 @@ func (m *Manager) groupCreate(ctx context.Context, in control.GroupRequest) erro
 		m.unmakeJournals(ctx, made)
 		return err
 	}
-	if _, err := m.pushGroup(ctx, &g); err != nil {
+	if _, err := m.pushGroup(ctx, &g); isOldStore(err) {
+		return err // the nodes have a group of that name, which is not to be deleted there
+	} else if err != nil {
 		return m.undoGroup(ctx, &g, err)
 	}
 	return nil
@@ -172,6 +174,9 @@ func (m *Manager) dropGroup(ctx context.Context, name string) error {
 	c.event("group/"+name, "deleted", "command", "group %s deleted; its volumes keep what they hold", name)
 	if _, err := m.commit(ctx, c); err != nil {
 		return err
+	}
+	if planOf(ctx) == nil {
+		m.pusher.unblock(name)
 	}
 	for _, j := range auto { // a crash in between leaves a free journal, which `journal delete` removes
 		if err := m.journalDelete(ctx, j); err != nil {
@@ -324,7 +329,7 @@ func (m *Manager) pairAdd(ctx context.Context, group string, in control.PairRequ
 	}
 	away, err := m.pushGroup(ctx, g)
 	if err != nil {
-		if !added {
+		if !added || isOldStore(err) { // the number may be that of another pair at the nodes
 			return err
 		}
 		m.letGo(ctx, g, in.Primary)

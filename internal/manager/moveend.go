@@ -148,8 +148,8 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	}
 	var st control.MigrationStatus
 	if err := m.nodes.call(ctx, mg.Target, control.CallMigrateStatus, control.MigrationID{ID: mg.ID}, &st, callTimeout); err != nil {
-		if control.KindOf(err) == control.KindNotFound { // deregistered before a crash of ours
-			return nil
+		if control.KindOf(err) == control.KindNotFound {
+			return m.targetHasIt(ctx, mg, refuse)
 		}
 		return err
 	}
@@ -173,6 +173,20 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	}
 	if s.Durable < *st.Cut {
 		return refuse("secondary %s has sequence %d durable, the cut is %d; wait until it has caught up", g.V.Secondary, s.Durable, *st.Cut)
+	}
+	return nil
+}
+
+// targetHasIt: the target does not know the move, as when it was deregistered there before a crash of ours. Then it is the
+// group's primary like any other, in an epoch behind the source's; else it is not what the move went to.
+func (m *Manager) targetHasIt(ctx context.Context, mg *control.Migration, refuse func(string, ...any) error) error {
+	var ns control.NodeStatus
+	if err := m.nodes.call(ctx, mg.Target, control.CallNodeStatus, struct{}{}, &ns, callTimeout); err != nil {
+		return err
+	}
+	s := groupOf(&ns, mg.Group)
+	if s == nil || s.Role != control.RolePrimary || s.Epoch <= mg.Epoch || s.Error != "" {
+		return refuse("node %s does not know it and does not serve group %s: the source is the only one that may have its data", mg.Target, mg.Group)
 	}
 	return nil
 }

@@ -24,10 +24,11 @@ type pusher struct {
 
 	mu   sync.Mutex
 	told map[string]map[string]string // node → group → spec as JSON, acknowledged in the node's present run
+	old  map[string]string            // group → why its record in the store is too old to be used
 }
 
 func newPusher(m *Manager) *pusher {
-	return &pusher{m: m, wake: make(chan struct{}, 1), told: map[string]map[string]string{}}
+	return &pusher{m: m, wake: make(chan struct{}, 1), told: map[string]map[string]string{}, old: map[string]string{}}
 }
 
 func (p *pusher) kick() {
@@ -191,6 +192,9 @@ func (p *pusher) tellGroup(ctx context.Context, group string, list []wish) {
 	for _, w := range list {
 		if _, err := p.tell(ctx, w); err != nil {
 			p.m.log.Warn("node did not take its group", "node", w.node, "group", group, "error", err)
+			if isOldStore(err) {
+				return // every node of it holds the same
+			}
 			if rank(&w) == 0 && control.KindOf(err) == control.KindRefused {
 				return
 			}
@@ -221,6 +225,9 @@ func (p *pusher) tell(ctx context.Context, w wish) (control.GroupStatus, error) 
 	}
 	if planOf(ctx) != nil {
 		return st, nil
+	}
+	if st.Newer != nil {
+		return st, p.m.storeIsOld(ctx, w.node, st.Newer)
 	}
 	// A suspension by command that the primary missed while it was away.
 	if g.Suspended && w.node == g.Primary && st.State != "suspended" && st.State != "empty" && st.State != "" {

@@ -130,6 +130,9 @@ func (m *Manager) commit(ctx context.Context, c *change) (uint64, error) {
 		p.add(c.plan...)
 		return 0, nil
 	}
+	if err := m.pusher.mayPut(c.txn.Puts); err != nil {
+		return 0, err
+	}
 	rev, err := m.store.Commit(ctx, c.txn)
 	if err != nil {
 		return 0, err

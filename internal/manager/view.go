@@ -397,7 +397,7 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 	if v.Migrations, err = m.migrationViews(ctx, ""); err != nil {
 		return v, err
 	}
-	v.Problems = []string{}
+	v.Problems = m.pusher.tooOld()
 	problem := func(format string, args ...any) { v.Problems = append(v.Problems, fmt.Sprintf(format, args...)) }
 	for _, n := range v.Nodes {
 		if n.State != control.StateUp {

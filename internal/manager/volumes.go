@@ -126,6 +126,14 @@ func (m *Manager) vvolsOf(ctx context.Context, volume string) ([]string, error) 
 	return out, nil
 }
 
+// removeBase is what a removal may take behind other work of the node.
+const removeBase = 30 * time.Second
+
+// removeLimit is how long a node may take to flush and remove a file of so many bytes: as to write it, 10 minutes at most.
+func removeLimit(size int64) time.Duration {
+	return min(removeBase+time.Duration(size/slowestDisk)*time.Second, unknownFill)
+}
+
 func (m *Manager) volumeDelete(ctx context.Context, full string) error {
 	node, name, err := control.SplitOwned("volume", full)
 	if err != nil {
@@ -151,7 +159,7 @@ func (m *Manager) volumeDelete(ctx context.Context, full string) error {
 		return control.Errorf(control.KindRefused,
 			"volume %s is in use: virtual volume %s leads to it; delete or switch that first", full, vvols[0])
 	}
-	if err := m.do(ctx, node, control.CallVolumeDelete, name, control.NameOnly{Name: name}, nil, callTimeout); err != nil &&
+	if err := m.do(ctx, node, control.CallVolumeDelete, name, control.NameOnly{Name: name}, nil, removeLimit(v.V.Size)); err != nil &&
 		control.KindOf(err) != control.KindNotFound {
 		return err
 	}
@@ -235,7 +243,7 @@ func (m *Manager) journalDelete(ctx context.Context, full string) error {
 	if j.V.Group != "" {
 		return control.Errorf(control.KindRefused, "journal %s is in use by group %s; delete the group first", full, j.V.Group)
 	}
-	if err := m.do(ctx, node, control.CallJournalDelete, name, control.NameOnly{Name: name}, nil, callTimeout); err != nil &&
+	if err := m.do(ctx, node, control.CallJournalDelete, name, control.NameOnly{Name: name}, nil, removeLimit(j.V.Size)); err != nil &&
 		control.KindOf(err) != control.KindNotFound {
 		return err
 	}

@@ -221,26 +221,46 @@ func (m *Manager) vvolSwitch(ctx context.Context, name string, in control.Switch
 }
 
 func (m *Manager) vvolDelete(ctx context.Context, name string) error {
+	rev, err := attempt(ctx, func() (uint64, error) { return m.deleteVvol(ctx, name) })
+	if err == nil {
+		m.inForce(ctx, rev, "vvol/"+name)
+	}
+	return err
+}
+
+// deleteVvol does it, if the virtual volume is as it was looked at: a switch or a move meanwhile has it looked at again.
+func (m *Manager) deleteVvol(ctx context.Context, name string) (uint64, error) {
 	v, err := load[control.Vvol](ctx, m, control.KindVvol, name)
 	if err != nil {
-		return err
+		return 0, err
+	}
+	c := m.change().del(v.Key, v.Rev)
+	vol, exists, err := find[control.Volume](ctx, m, control.KindVolume, v.V.Volume)
+	if err != nil {
+		return 0, err
+	}
+	if exists && vol.V.Group != "" {
+		g, err := load[control.Group](ctx, m, control.KindGroup, vol.V.Group)
+		if err != nil {
+			return 0, err
+		}
+		if err := m.quiet(ctx, vol.V.Group, "vvol "+name); err != nil {
+			return 0, err
+		}
+		c.hold(g.Key, g.Rev) // a move that begins counts itself there
 	}
 	gateways, err := loadAll[control.Gateway](ctx, m, control.KindGateway)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, g := range gateways {
 		_, vvols, _ := m.presence.gateway(g.V.Name)
 		for _, gv := range vvols {
 			if gv.Name == name && gv.Sessions > 0 {
-				return control.Errorf(control.KindRefused, "vvol %s is in use: gateway %s has %d connections to it open; "+
+				return 0, control.Errorf(control.KindRefused, "vvol %s is in use: gateway %s has %d connections to it open; "+
 					"disconnect the hosts first", name, g.V.Name, gv.Sessions)
 			}
 		}
 	}
-	rev, err := m.commit(ctx, m.change().del(v.Key, v.Rev).event("vvol/"+name, "deleted", "command", "vvol %s deleted", name))
-	if err == nil {
-		m.inForce(ctx, rev, "vvol/"+name)
-	}
-	return err
+	return m.commit(ctx, c.event("vvol/"+name, "deleted", "command", "vvol %s deleted", name))
 }

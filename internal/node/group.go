@@ -333,11 +333,17 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 	n.config.Lock()
 	defer n.config.Unlock()
 	n.learn(spec.Address)
+	name := spec.Group.Name
+	rec := n.state.view().Groups[name]
+	if g := n.group(name); g != nil && rec != nil && rec.Role != control.RoleRetired && spec.Group.Revision < rec.Spec.Group.Revision {
+		// A late word, or that of a manager whose store was put back: nothing of it counts.
+		st := g.status()
+		st.Newer = &rec.Spec.Group
+		return st, nil
+	}
 	if err := n.learnLinks(spec.Links); err != nil {
 		return control.GroupStatus{}, err
 	}
-	name := spec.Group.Name
-	rec := n.state.view().Groups[name]
 	// A late word of the group that moved away is told from a new group of its name: that begins in a higher epoch.
 	if rec != nil && rec.Role == control.RoleRetired && spec.Group.Revision <= rec.Spec.Group.Revision && spec.Group.Epoch <= rec.Epoch {
 		return control.GroupStatus{}, refused("group %s was retired from node %s since", name, n.cfg.Name)

@@ -178,7 +178,8 @@ func TestRemovalWaitsForTheLink(t *testing.T) {
 	r := newRig(t, "a", "c")
 	g, link := r.pair(async, 3, 1<<20, 16<<20, 16<<20)
 	remove := func(node string, ref control.PairRef) (done control.PairRemoved, err error) {
-		return done, r.try(node, control.CallPairRemove, ref, &done)
+		err = r.try(node, control.CallPairRemove, ref, &done)
+		return done, err
 	}
 	link.set(true)
 	writeTo(t, r.nbd("a", "v2"), 0, 4096, 7)

@@ -292,12 +292,15 @@ func (n *Node) configure(in control.GroupSpec) *control.GroupStatus {
 			CopySource: in.Group.Primary, LinkUp: true, Heard: true, Consistent: true, JournalCapacity: 1 << 30}
 		n.Groups[name] = g
 	}
+	if held := n.Specs[name].Group; in.Group.Revision < held.Revision {
+		st := *g
+		st.Newer = &held
+		return &st
+	}
 	if len(in.Group.Pairs) > 0 && g.State == "empty" {
 		g.State, g.Appended, g.Durable, g.Sent, g.Acked, g.Applied = "paired", 100, 100, 100, 100, 100
 	}
-	if in.Group.Revision >= n.Specs[name].Group.Revision {
-		n.Specs[name] = in
-	}
+	n.Specs[name] = in
 	return g
 }
 
