@@ -178,7 +178,7 @@ func (l *Loop) Finish(ctx context.Context) (State, error) {
 }
 
 // Takeover returns the records that are stored and not applied, and that Finish would apply, as far as maxBytes of their
-// data go. Nothing is applied by it. Whole: there are no more.
+// data go; of a step that is applied whole, all or none. Nothing is applied by it. Whole: there are no more.
 func (l *Loop) Takeover(maxBytes int) (recs []record.Record, whole bool, err error) {
 	l.mu.Lock()
 	list, err := l.machine.Takeover(), l.err
@@ -187,6 +187,7 @@ func (l *Loop) Takeover(maxBytes int) (recs []record.Record, whole bool, err err
 		return nil, false, err
 	}
 	for _, a := range list {
+		before := len(recs)
 		for from := a.From; from <= a.To; {
 			more, err := l.cfg.Log.Read(from, l.cfg.BatchRecords, l.cfg.BatchBytes)
 			if err != nil {
@@ -198,6 +199,9 @@ func (l *Loop) Takeover(maxBytes int) (recs []record.Record, whole bool, err err
 					break
 				}
 				if maxBytes -= len(r.Data); maxBytes < 0 {
+					if a.Whole {
+						recs = recs[:before]
+					}
 					return recs, false, nil
 				}
 				recs = append(recs, *r)

@@ -246,3 +246,29 @@ func TestCutWhileApplying(t *testing.T) {
 	l.Mark(20)
 	eventually(t, "what came instead is applied", func() bool { return s.last() == 10 })
 }
+
+// What a takeover shows within its bytes ends at a record, but never inside a step.
+func TestTakeoverKeepsStepsWhole(t *testing.T) {
+	d := &disk{}
+	recs := append(plain(1, 3), mark(4, record.OpBegin, 0))
+	recs = append(append(recs, plain(5, 9)...), mark(10, record.OpEnd, 0))
+	recs = append(recs, plain(11, 13)...)
+	for i := range recs {
+		recs[i].Mark = 0
+	}
+	d.append(recs)
+	l, err := Open(Config{Log: d, Sink: &sink{}, State: State{Consistent: true}, Stored: 13, Durable: 13, BatchRecords: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		bytes int
+		last  record.Seq
+		whole bool
+	}{{250, 2, false}, {399, 3, false}, {799, 3, false}, {800, 10, false}, {950, 11, false}, {1100, 13, true}} {
+		got, whole, err := l.Takeover(c.bytes)
+		if err != nil || len(got) == 0 || got[len(got)-1].Seq != c.last || whole != c.whole {
+			t.Errorf("%d bytes: %d records, whole %v, %v; want up to %d", c.bytes, len(got), whole, err, c.last)
+		}
+	}
+}

@@ -28,7 +28,8 @@ type previewer struct {
 	tries int // how often something has changed
 }
 
-// previewed is the applier as the receiver knows it: whatever it hears first takes the preview away.
+// previewed is the applier as the receiver knows it: whatever it hears takes the preview away in the same step, so that none is
+// shown that was taken before and holds what is cut, or less than is applied from now on.
 type previewed struct {
 	*apply.Loop
 	p *previewer
@@ -37,21 +38,21 @@ type previewed struct {
 var _ receiver.Applier = previewed{}
 
 func (a previewed) Stored(recs []record.Record) {
-	a.p.drop()
-	a.Loop.Stored(recs)
+	a.p.drop(func() { a.Loop.Stored(recs) })
 }
 
 func (a previewed) Mark(seq record.Seq) {
-	a.p.drop()
-	a.Loop.Mark(seq)
+	a.p.drop(func() { a.Loop.Mark(seq) })
 }
 
 func (a previewed) Cut(upTo record.Seq) error {
-	a.p.drop()
-	return a.Loop.Cut(upTo)
+	var err error
+	a.p.drop(func() { err = a.Loop.Cut(upTo) })
+	return err
 }
 
-func (p *previewer) drop() {
+// drop takes the preview away and runs then before another can be shown.
+func (p *previewer) drop(then func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tries++
@@ -59,6 +60,7 @@ func (p *previewer) drop() {
 		p.shown = false
 		p.g.vg.DropPreview()
 	}
+	then()
 }
 
 // run shows the preview once no source has been connected for a while.

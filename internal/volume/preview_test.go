@@ -56,6 +56,12 @@ func TestPreviewIsSeenAndNotKept(t *testing.T) {
 	if e := r.Extents; len(e) != 4 || e[2].Offset != 8192 || e[2].Type != block.ExtentData {
 		t.Fatalf("extents %+v", e)
 	}
+	// A digest is compared with the image itself.
+	digest := digestRecord{run: 1, length: 64 << 10, sums: sumBlocks(nil, append(stamp(1, 4096), make([]byte, 60<<10)...))}
+	c, err := s.g.Compare(t.Context(), &record.Record{Seq: 2, Op: record.OpDigest, Volume: 1, Data: digest.encode()})
+	if err != nil || len(c.Different) > 0 {
+		t.Fatalf("with a preview: %+v, %v", c.Different, err)
+	}
 	s.g.DropPreview()
 	is(0, 0, stamp(1, 4096))
 	is(0, 8192, make([]byte, 4096))

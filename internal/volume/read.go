@@ -27,7 +27,7 @@ func (v *Volume) read(p *period, r *block.Request) {
 	v.workers.add(job{p: p, r: r})
 }
 
-// readNow fills p if that needs neither a disk nor a fetch.
+// readNow fills p with what hosts are shown, if that needs neither a disk nor a fetch.
 //
 // The pins are taken before the device is read: what leaves the cache in between is then still overlaid. An overlay
 // that is older than what the device got meanwhile belongs to a write that this read runs beside.
@@ -49,7 +49,16 @@ func (v *Volume) readNow(m *member, p []byte, off int64) bool {
 	return true
 }
 
-// readImage fills p from the image, waiting for the disk and for absent regions.
+// readShown is readImage as hosts are shown it: with the preview.
+func (v *Volume) readShown(ctx context.Context, m *member, p []byte, off int64) error {
+	if err := v.readImage(ctx, m, p, off); err != nil {
+		return err
+	}
+	m.overlayPreview(p, off)
+	return nil
+}
+
+// readImage fills p from the image itself, waiting for the disk and for absent regions.
 func (v *Volume) readImage(ctx context.Context, m *member, p []byte, off int64) error {
 	end := off + int64(len(p))
 	for {
@@ -72,7 +81,6 @@ func (v *Volume) readImage(ctx context.Context, m *member, p []byte, off int64) 
 			}
 		}
 		overlay(p, off, pins)
-		m.overlayPreview(p, off)
 		return nil
 	}
 }
@@ -131,7 +139,7 @@ func (v *Volume) readWaiting(r *block.Request) error {
 	defer cancel()
 	m := v.member.Load()
 	if r.Op == block.OpRead {
-		return v.readImage(ctx, m, r.Data, r.Offset)
+		return v.readShown(ctx, m, r.Data, r.Offset)
 	}
 	ext, err := v.extents(m, r.Offset, r.Length)
 	if r.Flags&block.FlagOne != 0 && len(ext) > 1 {
