@@ -60,6 +60,14 @@ func (l storeLog) AppendAfterGap(recs []record.Record) error {
 	return l.stored(l.Journal.AppendAfterGap(recs))
 }
 
+func (l storeLog) Sync() (record.Seq, error) {
+	durable, err := l.Journal.Sync()
+	if errors.Is(err, journal.ErrCut) {
+		err = fmt.Errorf("%w: %w", receiver.ErrCut, err)
+	}
+	return durable, err
+}
+
 // stored: a batch too large for the journal is tried in smaller parts, like one for which there is no room now.
 func (l storeLog) stored(err error) error {
 	if errors.Is(err, journal.ErrFull) {

@@ -15,10 +15,14 @@ import (
 // ErrFull is wrapped by a Store whose Append has no room just now and has changed nothing: the stream waits.
 var ErrFull = errors.New("log is full")
 
+// ErrCut is wrapped by a Store whose Sync has met a Cut: what is durable of the records stored now is to be asked anew.
+var ErrCut = errors.New("log was cut back meanwhile")
+
 // ErrStopped: Run has ended; another process, or another life of this one, goes on.
 var ErrStopped = errors.New("receiver has ended")
 
-// Store is the log that records are kept in, ready to be appended to behind what recovery found. After an error other than ErrFull it is not used again.
+// Store is the log that records are kept in, ready to be appended to behind what recovery found. After an error other
+// than ErrFull and ErrCut it is not used again.
 type Store interface {
 	// Append adds records of the newest row, the first one right behind the last one stored.
 	Append(recs []record.Record) error
@@ -197,13 +201,14 @@ func (r *Receiver) sync() {
 		return
 	}
 	durable, err := r.cfg.Store.Sync()
-	if err != nil {
+	cut := errors.Is(err, ErrCut)
+	if err != nil && !cut {
 		r.fail(fmt.Errorf("receiver: make the log durable: %w", err))
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if cuts != r.cuts || r.err != nil {
+	if cut || cuts != r.cuts || r.err != nil {
 		// What was made durable may have been dropped, and other records stored under its numbers.
 		r.wakeSync()
 		return
