@@ -8,12 +8,12 @@ import (
 	"gantline/internal/control"
 )
 
-var promoteTable = table{kind: groupTable.kind, single: "promotion", name: "group", basic: []column{{"GROUP", "group", nil}, {"EPOCH", "epoch", nil},
-	{"CUT", "cut", nil}, {"LOST", "lost_writes", nil}}}
+var promoteTable = table{kind: groupTable.kind, single: "promotion", name: "group", basic: []column{
+	{"GROUP", "group", nil}, {"EPOCH", "epoch", nil}, {"CUT", "cut", nil}, {"LOST", "lost_writes", nil}}}
 
 func (a *app) groupPromote() *cobra.Command {
 	var in control.PromoteRequest
-	c := a.verb("promote G --force", "Make the secondary the primary: after a disaster, also with --socket at the secondary's node", cobra.ExactArgs(1),
+	c := a.verb("promote G --force", "Make the secondary the primary after a disaster; also with --socket", cobra.ExactArgs(1),
 		func(ctx context.Context, args []string) error {
 			return a.make(ctx, promoteTable, path(groupTable.kind, args[0], "promote"), in)
 		})
