@@ -125,7 +125,8 @@ func (c *SettingsChange) Apply(s Settings) (Settings, error) {
 		}
 		*n.to = *n.from
 	}
-	return s, c.fits(&s)
+	err := c.fits(&s)
+	return s, err
 }
 
 // fits refuses what was given and means nothing in the mode that results, and combinations that cannot work.

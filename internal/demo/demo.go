@@ -260,7 +260,8 @@ func (d *demo) open(ctx context.Context) error {
 
 func (d *demo) group(ctx context.Context) (control.GroupView, error) {
 	var g control.GroupView
-	return g, d.do(ctx, "GET", "/v1/groups/demo", nil, &g)
+	err := d.do(ctx, "GET", "/v1/groups/demo", nil, &g)
+	return g, err
 }
 
 // watch shows the load and the lag, a line a second.

@@ -22,9 +22,6 @@ var (
 	ErrNotSupported = errors.New("NBD server does not support what is needed")
 )
 
-// errEndOfWrite tells a write beyond the end (ENOSPC) from other ranges (EINVAL).
-var errEndOfWrite = fmt.Errorf("%w: write ends beyond the end", block.ErrRange)
-
 // errno maps an answer to its number on the wire.
 func errno(op block.Op, err error) uint32 {
 	switch {

@@ -40,7 +40,6 @@ type targetDisk struct {
 	present *block.Bitmap
 	mapDev  block.Device
 	limiter *rate.Limiter
-	base    control.MigrationStatus // bytes fetched in earlier runs
 }
 
 // prepareTarget opens the present maps and the way to the source. The volumes must know what is absent before their

@@ -214,13 +214,3 @@ func (c *cache) splitAt(size int64) int64 {
 	}
 	return c.bytes - before
 }
-
-// drop forgets everything.
-func (c *cache) drop() int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	before := c.bytes
-	c.tree.Clear()
-	c.bytes = 0
-	return before
-}

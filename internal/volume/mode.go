@@ -36,6 +36,3 @@ func ParseMode(s string) (Mode, error) {
 	}
 	return 0, fmt.Errorf("unknown mode %q", s)
 }
-
-// serves says whether requests execute here.
-func (m Mode) serves() bool { return m == ModeNormal || m == ModeMigrating || m == ModeReadOnly }

@@ -11,8 +11,6 @@ type seqRing[T any] struct {
 	limit int // a power of two
 }
 
-func (q *seqRing[T]) len() int { return q.n }
-
 // next is the sequence that push must bring.
 func (q *seqRing[T]) next() record.Seq { return q.first + record.Seq(q.n) }
 
