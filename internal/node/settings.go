@@ -97,7 +97,12 @@ func (g *group) sendWaiting() {
 	upTo := g.vg.Appended()
 	snd.Hurry(upTo)
 	for end := time.Now().Add(sendWaitLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if _, durable, _ := g.sub.Cursor(); durable >= upTo || snd.Status().State != sender.StateStreaming {
+		_, durable, applied := g.sub.Cursor()
+		has := applied // what is marked is all behind what the log has been freed of
+		if settings.Retain == control.RetainTransferred {
+			has = durable
+		}
+		if has >= upTo || snd.Status().State != sender.StateStreaming {
 			return
 		}
 	}

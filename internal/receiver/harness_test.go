@@ -90,7 +90,7 @@ type site struct {
 	delay  time.Duration // SyncDelay
 	lost   int           // power losses that took records
 	pull   bool          // the receiver dials
-	lanes int           // connections of a stream
+	lanes  int           // connections of a stream
 }
 
 func newSite(t testing.TB) *site {
