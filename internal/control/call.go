@@ -10,6 +10,7 @@ const (
 	CallNodeStatus     = "node.status"     // NodeStatusIn → NodeStatus
 	CallNodeEvents     = "node.events"     // EventsAfter → NodeEvents
 	CallVolumeCreate   = "volume.create"   // VolumeCreate → VolumeStatus
+	CallVolumeResize   = "volume.resize"   // VolumeResize → VolumeStatus ; to the secondary, then to the primary
 	CallVolumeDelete   = "volume.delete"   // NameOnly → {}
 	CallJournalCreate  = "journal.create"  // JournalCreate → JournalStatus
 	CallJournalDelete  = "journal.delete"  // NameOnly → {}
@@ -74,6 +75,16 @@ type VolumeCreate struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
 	Device string `json:"device"`
+}
+
+// VolumeResize makes a volume larger. Group and Role are what the manager knows it as: a primary's must not grow before its
+// secondary's. Check: only say whether it could be done.
+type VolumeResize struct {
+	Name  string `json:"name"`
+	Size  int64  `json:"size"`     // bytes
+	Group string `json:"in_group"` // "": in none
+	Role  string `json:"role"`     // lone, primary or secondary
+	Check bool   `json:"check"`
 }
 
 // JournalCreate asks for a journal of Size bytes in all; Devices empty: DATA-DIR/journals/NAME.jnl.

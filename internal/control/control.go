@@ -209,6 +209,13 @@ const (
 	StepDeregister = "deregister" // S1601-1602, manager
 )
 
+// Points of a resize at which tests kill a process. At a node: around the growth of the device, and around what shows the new
+// size to hosts. At the manager: around the store of what a node has done, and around the wait for gateways.
+const (
+	PointGrow   = "grow"
+	PointResize = "resize"
+)
+
 // Phases of a move: the last thing completed.
 const (
 	PhaseRegistered   = "registered"

@@ -276,6 +276,11 @@ type VolumeRequest struct {
 	Device string `json:"device,omitempty"`
 }
 
+// VolumeResizeRequest makes a volume larger, and its secondary.
+type VolumeResizeRequest struct {
+	Size int64 `json:"size"` // bytes
+}
+
 // JournalRequest creates a journal.
 type JournalRequest struct {
 	Name    string   `json:"name"`

@@ -157,6 +157,14 @@ func (m *Manager) registerObjects(api huma.API) {
 			}
 			return shown(ctx, m.volumeViews, control.KindVolume, in.Body.Name)
 		})
+	handle(api, http.MethodPost, "/v1/volumes/{node}/{name}/resize", "resize-volume", "Make a volume and its secondary larger",
+		func(ctx context.Context, in *ownedBodyIn[control.VolumeResizeRequest]) (control.VolumeView, error) {
+			full := in.Node + "/" + in.Name
+			if err := m.volumeResize(ctx, full, in.Body); err != nil {
+				return control.VolumeView{}, err
+			}
+			return shown(ctx, m.volumeViews, control.KindVolume, full)
+		})
 	remove(api, "/v1/volumes/{node}/{name}", "delete-volume", "Delete a volume with its data",
 		func(ctx context.Context, in *ownedIn) error { return m.volumeDelete(ctx, in.full()) })
 
@@ -294,7 +302,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodPost, "/v1/pools", "pool create"},
 		{http.MethodGet, "/v1/pools/{name}", "pool show"},
 		{http.MethodDelete, "/v1/pools/{name}", "pool delete"},
-		{http.MethodPost, "/v1/volumes/{node}/{name}/resize", "volume resize"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},
 		{http.MethodPost, "/v1/groups/{name}/test", "group test"},
 		{http.MethodPost, "/v1/migrations/{name}/set", "migrate set"},

@@ -72,13 +72,18 @@ func (n *Node) openChangedMap(group string, number uint16, bits int64) (*block.B
 	return n.openMarks(n.changedPath(group, number), bits)
 }
 
-// openMarks opens a changed map or an intent map. A lost page counts as all marked: more is copied than needed, nothing is
+// openMarks opens a changed map or an intent map, and makes it as long as it has to be. A lost page counts as all marked: more is copied than needed, nothing is
 // forgotten.
 func (n *Node) openMarks(path string, bits int64) (*block.Bitmap, block.Device, error) {
 	m, dev, err := n.openMap(path, func(m *block.Bitmap, l block.PageLoss) error {
 		m.SetRange(l.First, l.Bits)
 		return m.Flush()
 	})
+	if err == nil && m.Bits() < bits { // the volume has grown since
+		if err := m.Grow(bits); err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("map %s: %w", path, err), dev.Close())
+		}
+	}
 	if !errors.Is(err, block.ErrNoBitmap) {
 		return m, dev, err
 	}

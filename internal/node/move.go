@@ -189,6 +189,15 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	if !st.LinkUp {
 		bad = append(bad, fmt.Sprintf("the link to %s is down: %s", spec.Secondary, st.BlockedOn))
 	}
+	d := n.state.view()
+	for _, mv := range spec.Volumes {
+		_, name := splitName(mv.Source)
+		if v := d.Volumes[name]; v != nil && (v.Size != mv.Size || v.Growing != 0) {
+			size := max(v.Size, v.Growing)
+			bad = append(bad, fmt.Sprintf("a resize of volume %s to %d bytes has not ended: repeat `gantline volume resize %s --size %d`",
+				mv.Source, size, mv.Source, size))
+		}
+	}
 	return bad
 }
 

@@ -18,9 +18,19 @@ import (
 // startPrimaryRole brings back a primary at the start of the node. A log that ends with a fence is sealed: this node
 // is the source of a move, unless it has recorded since that it goes on in a later epoch.
 //
-// The loops begin last: a checkpoint must not free what the secondary lacks before the secondary is a subscriber again.
+// The loops begin behind that: a checkpoint must not free what the secondary lacks before the secondary is a subscriber again.
+// Hosts come when all groups have been started.
 func (g *group) startPrimaryRole(rec *groupRecord) error {
-	defer g.goRun()
+	err := g.openRole(rec)
+	g.goRun()
+	if err != nil {
+		return err
+	}
+	return g.tellSizes(rec)
+}
+
+// openRole opens the role without its loops.
+func (g *group) openRole(rec *groupRecord) error {
 	if err := g.verifyAfterRestart(rec); err != nil {
 		return err
 	}

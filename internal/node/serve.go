@@ -238,6 +238,8 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 		})
 	case control.CallVolumeCreate:
 		return with(params, n.createVolume)
+	case control.CallVolumeResize:
+		return with(params, n.resizeVolume)
 	case control.CallVolumeDelete:
 		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteVolume(ctx, in.Name) })
 	case control.CallJournalCreate:

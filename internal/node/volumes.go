@@ -125,7 +125,7 @@ func (n *Node) openVolume(rec *volumeRecord) error {
 	if err != nil {
 		return err
 	}
-	if dev.Size() != rec.Size {
+	if !fitsRecord(dev, rec) {
 		return errors.Join(fmt.Errorf("%s has %d bytes, recorded are %d", rec.Device, dev.Size(), rec.Size), dev.Close())
 	}
 	n.addVolume(rec, dev)
@@ -134,7 +134,7 @@ func (n *Node) openVolume(rec *volumeRecord) error {
 
 func (n *Node) addVolume(rec *volumeRecord, dev block.Device) {
 	v := &nodeVolume{name: rec.Name, dev: dev}
-	opt := volume.Options{}
+	opt := volume.Options{Size: rec.Size}
 	switch {
 	case rec.Moved != nil:
 		opt.Mode = volume.ModeMoved

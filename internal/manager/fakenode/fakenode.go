@@ -172,7 +172,7 @@ func (n *Node) answer(method string, params json.RawMessage) (any, error) {
 		return control.NodeEvents{Instance: n.Instance, Events: n.Events}, nil
 	case control.CallNodeStatus:
 		return n.status(), nil
-	case control.CallVolumeCreate, control.CallVolumeDelete, control.CallJournalCreate, control.CallJournalDelete,
+	case control.CallVolumeCreate, control.CallVolumeResize, control.CallVolumeDelete, control.CallJournalCreate, control.CallJournalDelete,
 		control.CallJournalAdd:
 		return n.object(method, object.Name, params)
 	case control.CallGroupConfigure, control.CallGroupSuspend, control.CallGroupResume, control.CallGroupDelete, control.CallGroupPromote:
@@ -206,6 +206,19 @@ func (n *Node) object(method, name string, params json.RawMessage) (any, error) 
 	case control.CallJournalDelete:
 		delete(n.Journals, name)
 		return struct{}{}, nil
+	case control.CallVolumeResize:
+		var in control.VolumeResize
+		_ = json.Unmarshal(params, &in)
+		v := n.Volumes[name]
+		switch {
+		case v == nil:
+			return nil, bad(wire.KindNotFound, "volume %s does not exist", name)
+		case v.Size > in.Size:
+			return nil, bad(wire.KindRefused, "volume %s has %d bytes", name, v.Size)
+		case !in.Check:
+			v.Size = in.Size
+		}
+		return v, nil
 	case control.CallVolumeCreate:
 		var in control.VolumeCreate
 		_ = json.Unmarshal(params, &in)

@@ -1,0 +1,241 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+
+	"gantline/internal/block"
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/record"
+	"gantline/internal/volume"
+)
+
+// resizeVolume makes a volume larger while hosts go on. What is on disk, step by step, and what a start then finds:
+//
+//	record: growing to S          the old size; the device may have S
+//	device has S, zeros behind    the same
+//	record: size S                the new size; maps are made as long when they are opened
+//	a primary's log: member       the same; startPrimary appends it before hosts are served, again if it is not sure
+//	record: not growing           done
+//
+// A secondary's volume, and a lone one, is done with its record. The secondary's must have grown before this is asked of the
+// primary: then no record that lies behind the old end ever finds it too small, in whatever way it gets there, in the stream
+// or in a step. Until the primary's has grown, what is new at the secondary is zeros that nobody writes.
+func (n *Node) resizeVolume(in control.VolumeResize) (control.VolumeStatus, error) {
+	n.config.Lock()
+	defer n.config.Unlock()
+	full := n.cfg.Name + "/" + in.Name
+	d := n.state.view()
+	rec, v := d.Volumes[in.Name], n.volume(in.Name)
+	switch {
+	case rec == nil:
+		return control.VolumeStatus{}, notFound("volume %s does not exist", full)
+	case v == nil:
+		return control.VolumeStatus{}, refused("volume %s could not be opened: %v; mend or replace %s and restart the node", full,
+			n.brokenCause(in.Name), rec.Device)
+	case in.Size < minVolume || in.Size > maxVolume || in.Size%512 != 0:
+		return control.VolumeStatus{}, invalid("volume %s: size %d bytes must be a multiple of 512 from %d to %d", full, in.Size,
+			minVolume, int64(maxVolume))
+	case in.Size < rec.Size:
+		return control.VolumeStatus{}, refused("volume %s has %d bytes and cannot be made smaller: what hosts keep behind %d would be lost; "+
+			"make a new volume and copy what is needed", full, rec.Size, in.Size)
+	case in.Size < rec.Growing:
+		return control.VolumeStatus{}, refused("volume %s: a growth to %d bytes was begun and cut short: give that size, or a larger one",
+			full, rec.Growing)
+	}
+	number, err := n.mayResize(d, full, in)
+	if err != nil {
+		return control.VolumeStatus{}, err
+	}
+	if err := n.canHold(v, full, in.Size); err != nil || in.Check {
+		if err != nil {
+			return control.VolumeStatus{}, err
+		}
+		return n.volumeStatus(in.Name)
+	}
+	if err := n.growVolume(rec, v, in); err != nil {
+		return control.VolumeStatus{}, fmt.Errorf("volume %s: growing to %d bytes: %w", full, in.Size, err)
+	}
+	if err := n.showSize(v, number, in); err != nil {
+		return control.VolumeStatus{}, fmt.Errorf("volume %s: %d bytes are recorded here and not in force yet: %w; repeat the command", full,
+			in.Size, err)
+	}
+	return n.volumeStatus(in.Name)
+}
+
+// mayResize says whether the volume is what the manager takes it for, and nothing else has it in hand. It returns the
+// volume's number in its group.
+func (n *Node) mayResize(d *durable, full string, in control.VolumeResize) (uint16, error) {
+	if to := d.Volumes[in.Name].Moved; to != nil {
+		return 0, refused("volume %s was given up by a move: node %s serves what it held", full, to.Node)
+	}
+	owner, role, number := d.owner(in.Name), control.RoleLone, uint16(0)
+	if owner != "" {
+		role = d.Groups[owner].Role
+		for _, m := range d.Groups[owner].Members {
+			if m.Volume == in.Name {
+				number = m.Number
+			}
+		}
+	}
+	if owner != in.Group || role != in.Role {
+		return 0, refused("volume %s is %s here (group %q), not %s (group %q): look at `gantline volume show %s`", full, role, owner,
+			in.Role, in.Group, full)
+	}
+	for id, mv := range d.Moves {
+		if owner != "" && mv.Spec.Group.Name == owner && mv.Stage != migrate.Deregistered {
+			return 0, refused("volume %s: group %s takes part in migration %s; resize it when that has been committed", full, owner, id)
+		}
+	}
+	if owner == "" {
+		if user := d.userOf(in.Name); user != "" {
+			return 0, refused("volume %s is in use by %s", full, user)
+		}
+		return 0, nil
+	}
+	if bitsFor(in.Size, markSize) > block.MaxBits {
+		return 0, refused("volume %s: %d bytes are more than a volume of a group can have, %d", full, in.Size, block.MaxBits*markSize)
+	}
+	if role == control.RoleSecondary {
+		return number, nil // one that has failed may have failed for want of the size
+	}
+	g := n.group(owner)
+	if g == nil {
+		return 0, refused("group %s is not open on node %s", owner, n.cfg.Name)
+	}
+	if err := g.serving(); err != nil {
+		return 0, refused("group %s: %v", owner, err)
+	}
+	if !g.has(number) {
+		return 0, refused("volume %s is not in group %s yet: repeat `gantline pair add`", full, owner)
+	}
+	return number, nil
+}
+
+// canHold asks whether the device below can have the size. Of a file that is known only when it is tried.
+func (n *Node) canHold(v *nodeVolume, full string, size int64) error {
+	dev, ok := v.dev.(block.Grower)
+	switch {
+	case !ok:
+		return refused("volume %s: its device cannot grow", full)
+	case !isRaw(v.dev):
+		return nil
+	}
+	if err := dev.Grow(size); err != nil { // changes nothing: the device is asked how large it is
+		return refused("volume %s: %v", full, err)
+	}
+	return nil
+}
+
+func isRaw(dev block.Device) bool {
+	r, ok := dev.(interface{ Raw() bool })
+	return ok && r.Raw()
+}
+
+// fitsRecord says whether a device is the one that a volume was recorded with. A raw device may have been made larger since,
+// to be grown into; a file has a size that it was given here.
+func fitsRecord(dev block.Device, rec *volumeRecord) bool {
+	return dev.Size() == rec.Size || dev.Size() == rec.Growing || isRaw(dev) && dev.Size() > rec.Size
+}
+
+// growVolume makes the device larger, with zeros behind the old end, and then the record.
+func (n *Node) growVolume(rec *volumeRecord, v *nodeVolume, in control.VolumeResize) error {
+	if rec.Size == in.Size {
+		return nil
+	}
+	note := func(size, growing int64) error {
+		return n.state.update(func(d *durable) error {
+			r := *d.Volumes[in.Name]
+			r.Size, r.Growing = size, growing
+			d.Volumes[in.Name] = &r
+			return nil
+		})
+	}
+	if err := note(rec.Size, in.Size); err != nil {
+		return err
+	}
+	n.cfg.Point(control.PointGrow, "before")
+	if err := v.dev.(block.Grower).Grow(in.Size); err != nil {
+		if v.dev.Size() == rec.Size {
+			err = errors.Join(err, note(rec.Size, 0)) // it has changed nothing
+		}
+		return err
+	}
+	// A file that grows has a hole there. What a raw device has there is anybody's, and it must be the same on both sides.
+	if err := v.dev.Trim(rec.Size, in.Size-rec.Size); err != nil {
+		return err
+	}
+	if err := v.dev.Flush(); err != nil {
+		return err
+	}
+	n.cfg.Point(control.PointGrow, "after")
+	growing := int64(0)
+	if in.Role == control.RolePrimary {
+		growing = in.Size
+	}
+	return note(in.Size, growing)
+}
+
+// showSize puts the recorded size in force.
+func (n *Node) showSize(v *nodeVolume, number uint16, in control.VolumeResize) error {
+	n.cfg.Point(control.PointResize, "before")
+	if in.Role != control.RolePrimary {
+		if err := v.vol.Extend(in.Size); err != nil {
+			return err
+		}
+		n.cfg.Point(control.PointResize, "after")
+		return nil
+	}
+	if n.state.view().Volumes[in.Name].Growing == 0 {
+		return nil // repeated
+	}
+	g := n.group(in.Group)
+	g.mu.Lock()
+	vg := g.vg
+	g.mu.Unlock()
+	if vg == nil {
+		return fmt.Errorf("group %s is being closed", in.Group)
+	}
+	if err := vg.Resize(record.VolumeNumber(number), in.Size); err != nil {
+		return err
+	}
+	n.cfg.Point(control.PointResize, "after")
+	return n.grown(in.Name)
+}
+
+// grown notes that the log of the group has the record of a volume's size.
+func (n *Node) grown(name string) error {
+	return n.state.update(func(d *durable) error {
+		r := *d.Volumes[name]
+		r.Growing = 0
+		d.Volumes[name] = &r
+		return nil
+	})
+}
+
+// tellSizes appends the record of each resize that this node died in, before hosts are served: they will be shown the
+// recorded size.
+func (g *group) tellSizes(rec *groupRecord) error {
+	if g.vg.Role() != volume.RoleServing {
+		return nil // sealed: no move begins before the record is there
+	}
+	d := g.n.state.view()
+	for _, m := range rec.Members {
+		v := d.Volumes[m.Volume]
+		if v == nil || v.Growing == 0 {
+			continue
+		}
+		if err := g.vg.Resize(record.VolumeNumber(m.Number), v.Size); err != nil {
+			return err
+		}
+		if v.Growing != v.Size {
+			continue // another has been begun behind it, and waits for the command to be repeated
+		}
+		if err := g.n.grown(m.Volume); err != nil {
+			return err
+		}
+		g.n.log.Info("resize finished after a restart", "group", g.name, "volume", m.Volume, "bytes", v.Size)
+	}
+	return nil
+}
