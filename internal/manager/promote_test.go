@@ -25,6 +25,7 @@ func TestPromote(t *testing.T) {
 		}
 	}
 	s.turned(t)
+	s.refused(control.KindRefused, "no secondary", "POST", "/v1/volumes/c/v1/resize", control.VolumeResizeRequest{Size: 2 << 20})
 	var status control.StatusView
 	s.must("GET", "/v1/status", nil, &status)
 	if status.Healthy {

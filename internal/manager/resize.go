@@ -98,6 +98,10 @@ func (m *Manager) resizeEnds(ctx context.Context, full, group string) ([]resizeE
 	if err != nil {
 		return nil, err
 	}
+	if g.V.Promotion != nil {
+		return nil, control.Errorf(control.KindRefused, "volume %s: group %s has no secondary since %s was promoted, and its pairs must stay as "+
+			"they are until they are copied anew", full, group, g.V.Primary)
+	}
 	i := slices.IndexFunc(g.V.Pairs, func(p control.Pair) bool { return p.Primary == full || p.Secondary == full })
 	switch {
 	case i < 0:

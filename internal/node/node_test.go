@@ -273,7 +273,8 @@ func TestCopyAndRestart(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := newRig(t, "a", "c")
 	r.group(3, 16<<20)
-	l := proof.New(r.disks("a", 3), proof.Options{Seed: seed, Depth: 8, ReadPercent: 20, FlushEvery: 30})
+	// So slow that the journal is not full in the time without a secondary: that is another test.
+	l := proof.New(r.disks("a", 3), proof.Options{Seed: seed, Depth: 8, ReadPercent: 20, FlushEvery: 30, Rate: 2000})
 	runFor(t, l, time.Second)
 	r.waitFor("in step", func() bool { st := r.status("a"); return st.Applied == st.Appended })
 	r.check(l, "c", 3, true)

@@ -172,8 +172,7 @@ func sizesAre(t *testing.T, s *site.Site, v string, size int64) {
 	}
 }
 
-// A file system on a volume is grown with it, and checked at the secondary. A lone volume and its file grow too. What cannot
-// be is refused, and changes nothing.
+// A lone volume and its file grow too. What cannot be is refused, and changes nothing.
 func TestResizeRefusedAndLone(t *testing.T) {
 	t.Parallel()
 	s := site.Start(t, nil)
