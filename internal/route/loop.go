@@ -206,7 +206,7 @@ func (s *Session) dialed(l *link, client *wire.IOClient, err error) {
 		s.settle()
 		return
 	}
-	if taken := client.Answer().Taken; s.served < taken && s.served != 0 {
+	if taken := client.Answer().Taken; s.used && s.served < taken {
 		delete(s.links, l.id)
 		s.work.Go(client.Bye)
 		s.do(s.core.end(fmt.Errorf("%w: node %s was promoted in epoch %d, and what the host was told in epoch %d may not be there",
@@ -214,7 +214,7 @@ func (s *Session) dialed(l *link, client *wire.IOClient, err error) {
 		s.settle()
 		return
 	}
-	s.served = max(s.served, client.Answer().Epoch)
+	s.used, s.served = true, max(s.served, client.Answer().Epoch, client.Answer().Taken)
 	l.client = client
 	l.epoch.Store(client.Answer().Epoch)
 	s.do(s.core.connected(l.id, client.Answer().Epoch, s.now()))

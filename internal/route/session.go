@@ -62,7 +62,8 @@ type Session struct {
 	flushed uint64            // of them, those that an answered flush covers
 	lives   map[string]string // of the nodes' volumes that this session has used
 
-	served   uint64        // highest epoch in which a node has served this session
+	used     bool          // a node has served this session, be it a lone volume, which has no epoch
+	served   uint64        // highest epoch in which one has, 0: a lone volume
 	told     Route         // what Moved's owner knows
 	lastBoot time.Duration // of the loop's last tick
 	todo     []func()      // done when the lock is free

@@ -28,6 +28,7 @@ type fakeNode struct {
 
 	mu       sync.Mutex
 	epoch    uint64
+	taken    uint64                     // the epoch in which it was promoted
 	answer   func(*block.Request) error // nil: nil
 	held     []*block.Request           // if hold, requests wait here
 	hold     bool
@@ -70,13 +71,13 @@ func (n *fakeNode) serve(ctx context.Context, in *wire.Incoming) error {
 		return err
 	}
 	n.mu.Lock()
-	epoch, refuse := n.epoch, n.refuse
+	epoch, taken, refuse := n.epoch, n.taken, n.refuse
 	n.conns = append(n.conns, in.Conn)
 	n.mu.Unlock()
 	if refuse != nil {
 		return refuse
 	}
-	return n.sessions.Serve(ctx, in, p, wire.IOAnswer{Size: 1 << 20, Epoch: epoch}, n, wire.IOHooks{Epoch: func() uint64 {
+	return n.sessions.Serve(ctx, in, p, wire.IOAnswer{Size: 1 << 20, Epoch: epoch, Taken: taken}, n, wire.IOHooks{Epoch: func() uint64 {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		return n.epoch
@@ -446,6 +447,62 @@ func TestAnEndedSessionClosesTheHostAndReplaysNothing(t *testing.T) {
 	h.wantAll(block.ErrSession)
 	if a.count() != 5 {
 		t.Fatalf("%d requests at the node: something was replayed", a.count())
+	}
+}
+
+// A lone volume has no epoch. Its host must hear of a promotion all the same, and of nothing else.
+func TestPromotionBehindALoneVolumeEndsTheSession(t *testing.T) {
+	for _, first := range []uint64{0, 1} {
+		a, b := newNode(t, first), newNode(t, 2)
+		b.set(func() { b.taken = 2 })
+		h := newHost(t, Config{Route: a.route(first)})
+		h.send(1)
+		h.wantAll(nil)
+		a.set(func() { a.epoch = 1 }) // the volume joins a group, under its host
+		h.send(1)
+		h.wantAll(nil)
+		a.stop()
+		h.s.Switch(Route{Node: "m", Address: b.addr, Volume: "v", Epoch: 2}, Finish)
+		h.send(1)
+		eventually(t, func() bool { return h.answered() == 3 }, static("no answer"))
+		h.mu.Lock()
+		if err := h.errs[3]; !errors.Is(err, block.ErrSession) {
+			t.Fatalf("first served in epoch %d: %v", first, err)
+		}
+		h.mu.Unlock()
+		if b.count() != 0 {
+			t.Fatal("the promoted node was asked")
+		}
+	}
+}
+
+func TestALoneVolumeJoinsAGroupUnderItsHost(t *testing.T) {
+	a := newNode(t, 0)
+	h := newHost(t, Config{Route: a.route(0)})
+	h.send(1)
+	h.wantAll(nil)
+	a.set(func() { a.epoch = 1 })
+	h.send(1)
+	a.cut() // and the next hello answers with an epoch
+	h.send(1)
+	h.wantAll(nil)
+	h.s.Switch(a.route(1), Finish)
+	h.send(1)
+	h.wantAll(nil)
+}
+
+// A session that began at a promoted node goes on there, whatever the epoch of its first answer was.
+func TestASessionOfAPromotedNodeGoesOnThere(t *testing.T) {
+	for _, first := range []uint64{0, 2} {
+		b := newNode(t, first)
+		b.set(func() { b.taken = 2 })
+		h := newHost(t, Config{Route: b.route(first)})
+		h.send(1)
+		h.wantAll(nil)
+		b.set(func() { b.epoch = 2 })
+		b.cut()
+		h.send(1)
+		h.wantAll(nil)
 	}
 }
 
