@@ -36,7 +36,7 @@ func (m *Manager) storeIsOld(ctx context.Context, node string, held *control.Gro
 		return control.Errorf(control.KindFailed, "group %s is being changed: try again", held.Name)
 	}
 	was := fmt.Sprintf("group %s: the store has revision %d of it, node %s holds %d", held.Name, g.V.Revision, node, held.Revision)
-	fixed, unfit := m.correction(ctx, g, held)
+	fixed, unfit := m.correction(ctx, g, node, held)
 	if unfit == "" {
 		_, err := m.commit(ctx, fixed.event("group/"+held.Name, "store-corrected", was,
 			"%s: the store was put back from an older backup; it has taken over what the node holds", was))
@@ -54,8 +54,14 @@ func (m *Manager) storeIsOld(ctx context.Context, node string, held *control.Gro
 	return oldStore{control.Errorf(control.KindRefused, "%s", why)}
 }
 
-// correction makes the store's record of a group that which a node holds; unfit says why it cannot be done.
-func (m *Manager) correction(ctx context.Context, g got[control.Group], held *control.Group) (c *change, unfit string) {
+// correction makes the store's record of a group that which a node holds; unfit says why it cannot be done. Of the primary's
+// journal in an epoch that the store knows, it knows more than a node which is not the primary.
+func (m *Manager) correction(ctx context.Context, g got[control.Group], node string, held *control.Group) (c *change, unfit string) {
+	if node != held.Primary && g.V.Primary == held.Primary && held.Epoch <= g.V.Epoch {
+		same := *held
+		same.PrimaryJournal = g.V.PrimaryJournal
+		held = &same
+	}
 	if g.V.Primary != held.Primary || g.V.Secondary != held.Secondary || g.V.PrimaryJournal != held.PrimaryJournal ||
 		g.V.SecondaryJournal != held.SecondaryJournal {
 		return nil, fmt.Sprintf("the nodes have it from %s (%s) to %s (%s)", held.Primary, held.PrimaryJournal, held.Secondary, held.SecondaryJournal)

@@ -167,3 +167,33 @@ func TestRemovalsHaveTime(t *testing.T) {
 		t.Fatalf("a removal of 1 GiB may take %v", has)
 	}
 }
+
+// TestOldStoreKnowsThePrimarysJournal: a secondary may still name the journal of before a move. Who is not the primary is
+// believed about it only in an epoch that the store does not know.
+func TestOldStoreKnowsThePrimarysJournal(t *testing.T) {
+	s := newSystem(t, "a", "c")
+	s.pair()
+	g := s.stored("g")
+	for _, c := range []struct {
+		node  string
+		epoch uint64
+		fits  bool
+	}{{"c", g.V.Epoch, true}, {"c", g.V.Epoch + 1, false}, {"a", g.V.Epoch, false}} {
+		held := g.V
+		held.PrimaryJournal, held.Epoch = "x/before", c.epoch
+		held.Revision++
+		change, unfit := s.m.correction(t.Context(), g, c.node, &held)
+		if fits := unfit == ""; fits != c.fits {
+			t.Errorf("node %s in epoch %d: %q", c.node, c.epoch, unfit)
+		}
+		if change == nil {
+			continue
+		}
+		if _, err := s.m.commit(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if now := s.stored("g").V; now.PrimaryJournal != g.V.PrimaryJournal || now.Revision != held.Revision {
+			t.Errorf("the store has %+v", now)
+		}
+	}
+}

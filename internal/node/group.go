@@ -369,7 +369,11 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 			r.Spec = spec
 			r.modeChanged(old)
 			r.forgetRemovals()
-			r.Spec.Group.Epoch, r.Spec.Group.Primary, r.Spec.Group.PrimaryJournal = keep.Epoch, keep.Primary, keep.PrimaryJournal
+			of := &r.Spec.Group
+			if rec.Role != control.RoleSecondary || of.Primary != keep.Primary || of.Epoch < keep.Epoch {
+				of.PrimaryJournal = keep.PrimaryJournal // else it is the manager's to name, not this node's
+			}
+			of.Epoch, of.Primary = keep.Epoch, keep.Primary
 			return nil
 		})
 		if err != nil {

@@ -180,7 +180,7 @@ func (n *Node) moveSingle(_ context.Context, id string) error {
 		}
 		r.Stage = migrate.Single
 		sp := &d.Groups[rec.Spec.Group.Name].Spec.Group
-		sp.Primary, sp.Epoch = rec.Spec.Target, rec.TargetEpoch()
+		sp.Primary, sp.Epoch, sp.PrimaryJournal = rec.Spec.Target, rec.TargetEpoch(), rec.Spec.TargetJournal
 		return nil
 	})
 	if err == nil {
