@@ -22,6 +22,8 @@ var (
 var (
 	// ErrInUse: the file or device is open already, here or in another process, under whatever path.
 	ErrInUse = errors.New("file or device is already in use")
+	// ErrUnsure: the device may have grown, or may have its old size after a crash.
+	ErrUnsure = errors.New("the larger size may not be durable")
 	// ErrClosed: the device has been closed.
 	ErrClosed = errors.New("device is closed")
 	// ErrCrashed: the Crashable has been crashed or its process killed; what survived is in the device that followed.

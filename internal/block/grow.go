@@ -11,7 +11,7 @@ type Grower interface {
 	Device
 	// Grow makes the device at least size bytes; the larger size is durable when it returns nil. Of what lies behind the
 	// old end nothing is promised but that it can be read: who needs zeros there trims it. A size that the device has
-	// already is no error. After an error the device has its old size, or, where a crash comes between, either.
+	// already is no error. After an error the device has its old size; after ErrUnsure, or a crash, either.
 	Grow(size int64) error
 }
 
@@ -41,7 +41,7 @@ func (f *File) Grow(size int64) error {
 	}
 	if err := retryInterrupted(func() error { return unix.Fsync(f.fd) }); err != nil {
 		f.flush.lost(err) // the system tells it once: a Flush that comes now would not hear of it
-		return f.fault("grow", old, size-old, err)
+		return f.fault("grow", old, size-old, fmt.Errorf("%w: %w", ErrUnsure, err))
 	}
 	f.splits.grow(size)
 	f.size.Store(size)

@@ -26,7 +26,8 @@ func (g *group) startPrimaryRole(rec *groupRecord) error {
 	if err != nil {
 		return err
 	}
-	return g.tellSizes(rec)
+	g.tellSizes()
+	return nil
 }
 
 // openRole opens the role without its loops.

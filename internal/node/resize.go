@@ -1,8 +1,10 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"gantline/internal/block"
 	"gantline/internal/control"
@@ -16,13 +18,36 @@ import (
 //	record: growing to S          the old size; the device may have S
 //	device has S, zeros behind    the same
 //	record: size S                the new size; maps are made as long when they are opened
-//	a primary's log: member       the same; startPrimary appends it before hosts are served, again if it is not sure
+//	a primary's log: member       the same; a start appends it, again if it is not sure: tellSizes
 //	record: not growing           done
 //
 // A secondary's volume, and a lone one, is done with its record. The secondary's must have grown before this is asked of the
 // primary: then no record that lies behind the old end ever finds it too small, in whatever way it gets there, in the stream
 // or in a step. Until the primary's has grown, what is new at the secondary is zeros that nobody writes.
-func (n *Node) resizeVolume(in control.VolumeResize) (control.VolumeStatus, error) {
+//
+// A log that is full of what the secondary lacks is waited for a while, with the configuration free.
+func (n *Node) resizeVolume(ctx context.Context, in control.VolumeResize) (control.VolumeStatus, error) {
+	end := time.Now().Add(resizePatience)
+	for {
+		st, err := n.tryResize(in)
+		if !errors.Is(err, volume.ErrHeldBack) || time.Now().After(end) {
+			return st, err
+		}
+		select {
+		case <-ctx.Done():
+			return st, err
+		case <-time.After(resizeLook):
+		}
+	}
+}
+
+const (
+	resizePatience = 3 * time.Second
+	resizeLook     = 50 * time.Millisecond
+	tellSizesAgain = time.Second
+)
+
+func (n *Node) tryResize(in control.VolumeResize) (control.VolumeStatus, error) {
 	n.config.Lock()
 	defer n.config.Unlock()
 	full := n.cfg.Name + "/" + in.Name
@@ -134,9 +159,9 @@ func isRaw(dev block.Device) bool {
 }
 
 // fitsRecord says whether a device is the one that a volume was recorded with. A raw device may have been made larger since,
-// to be grown into; a file has a size that it was given here.
+// to be grown into; a file has a size that it was given here, maybe by an earlier growth than the last that was cut short.
 func fitsRecord(dev block.Device, rec *volumeRecord) bool {
-	return dev.Size() == rec.Size || dev.Size() == rec.Growing || isRaw(dev) && dev.Size() > rec.Size
+	return dev.Size() == rec.Size || dev.Size() > rec.Size && (dev.Size() <= rec.Growing || isRaw(dev))
 }
 
 // growVolume makes the device larger, with zeros behind the old end, and then the record.
@@ -157,8 +182,8 @@ func (n *Node) growVolume(rec *volumeRecord, v *nodeVolume, in control.VolumeRes
 	}
 	n.cfg.Point(control.PointGrow, "before")
 	if err := v.dev.(block.Grower).Grow(in.Size); err != nil {
-		if v.dev.Size() == rec.Size {
-			err = errors.Join(err, note(rec.Size, 0)) // it has changed nothing
+		if !errors.Is(err, block.ErrUnsure) { // it has changed nothing; an earlier growth may still be on its way into the log
+			err = errors.Join(err, note(rec.Size, rec.Growing))
 		}
 		return err
 	}
@@ -187,7 +212,7 @@ func (n *Node) showSize(v *nodeVolume, number uint16, in control.VolumeResize) e
 		n.cfg.Point(control.PointResize, "after")
 		return nil
 	}
-	if n.state.view().Volumes[in.Name].Growing == 0 {
+	if n.state.view().Volumes[in.Name].Growing == 0 && v.vol.Size() >= in.Size {
 		return nil // repeated
 	}
 	g := n.group(in.Group)
@@ -201,12 +226,15 @@ func (n *Node) showSize(v *nodeVolume, number uint16, in control.VolumeResize) e
 		return err
 	}
 	n.cfg.Point(control.PointResize, "after")
-	return n.grown(in.Name)
+	return n.grown(in.Name, in.Size)
 }
 
 // grown notes that the log of the group has the record of a volume's size.
-func (n *Node) grown(name string) error {
+func (n *Node) grown(name string, size int64) error {
 	return n.state.update(func(d *durable) error {
+		if d.Volumes[name] == nil || d.Volumes[name].Growing != size {
+			return nil // deleted, or growing on
+		}
 		r := *d.Volumes[name]
 		r.Growing = 0
 		d.Volumes[name] = &r
@@ -215,24 +243,48 @@ func (n *Node) grown(name string) error {
 }
 
 // tellSizes appends the record of each resize that this node died in, before hosts are served: they will be shown the
-// recorded size.
-func (g *group) tellSizes(rec *groupRecord) error {
-	if g.vg.Role() != volume.RoleServing {
+// recorded size. A log that has no room is no reason not to serve it: the secondary's volume had grown before that size was
+// recorded here, and if it has been put back since, it stops at a write that it has no place for, as it would at the record.
+func (g *group) tellSizes() {
+	if err := g.appendSizes(); err != nil {
+		g.n.log.Warn("finishing a resize waits", "group", g.name, "cause", err)
+		g.run.begin(func() { g.tellSizesLater(g.run.ctx) })
+	}
+}
+
+func (g *group) tellSizesLater(ctx context.Context) {
+	tick := time.NewTicker(tellSizesAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if g.appendSizes() == nil {
+			return
+		}
+	}
+}
+
+func (g *group) appendSizes() error {
+	vg := g.running()
+	if vg == nil || vg.Role() != volume.RoleServing {
 		return nil // sealed: no move begins before the record is there
 	}
 	d := g.n.state.view()
-	for _, m := range rec.Members {
+	for _, m := range g.members() {
 		v := d.Volumes[m.Volume]
 		if v == nil || v.Growing == 0 {
 			continue
 		}
-		if err := g.vg.Resize(record.VolumeNumber(m.Number), v.Size); err != nil {
+		if err := vg.Resize(record.VolumeNumber(m.Number), v.Size); err != nil {
 			return err
 		}
 		if v.Growing != v.Size {
 			continue // another has been begun behind it, and waits for the command to be repeated
 		}
-		if err := g.n.grown(m.Volume); err != nil {
+		if err := g.n.grown(m.Volume, v.Size); err != nil {
 			return err
 		}
 		g.n.log.Info("resize finished after a restart", "group", g.name, "volume", m.Volume, "bytes", v.Size)

@@ -239,7 +239,7 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 	case control.CallVolumeCreate:
 		return with(params, n.createVolume)
 	case control.CallVolumeResize:
-		return with(params, n.resizeVolume)
+		return with(params, func(in control.VolumeResize) (any, error) { return n.resizeVolume(ctx, in) })
 	case control.CallVolumeDelete:
 		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteVolume(ctx, in.Name) })
 	case control.CallJournalCreate:

@@ -125,7 +125,8 @@ func (g *Group) mayApply(recs []record.Record, tip, durable record.Seq, table re
 		return fmt.Errorf("%w: %d, volume %d", ErrUnknownVolume, r.Seq, r.Volume)
 	}
 	if int64(r.Offset) < 0 || int64(r.Offset)+int64(r.Length) > m.vol.Size() {
-		return fmt.Errorf("%d lies outside volume %s", r.Seq, m.vol.name)
+		return fmt.Errorf("%d lies outside volume %s of %d bytes: if the primary's is larger, resize that to its size again "+
+			"(`gantline volume resize`), and restart this node", r.Seq, m.vol.name, m.vol.Size())
 	}
 	return nil
 }
