@@ -49,9 +49,9 @@ format:
 vet:
 	$(GO) vet ./...
 
-# The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it.
+# The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it. Most tests of the node wait: four at once.
 unit:
-	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -timeout 15m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 15m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
 
 # bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
 system: build

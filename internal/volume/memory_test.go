@@ -371,7 +371,7 @@ func TestQueueFullCutsOffAndResyncs(t *testing.T) {
 // TestQueueCrashAtEveryDeviceCall cuts the power at single writes and flushes: of the state, the maps and the volumes.
 func TestQueueCrashAtEveryDeviceCall(t *testing.T) {
 	rng, seed := seeded(t)
-	for at := 1; ; at = nextCall(rng, at, 4) {
+	for at := 1; ; at = nextCall(rng, at, 8) {
 		if !queueCrashAt(t, seed, at) {
 			if at < 20 {
 				t.Fatalf("the history had only %d calls", at)
