@@ -201,6 +201,7 @@ func (n *Node) superseded(ctx context.Context, r control.Reign) (control.Superse
 	if err := g.turnAway(ctx, rec, r); err != nil { // at once: whatever a command waits for may wait for hosts
 		return control.SupersededReply{}, err
 	}
+	vg.Supersede() // the gates do not stop what has passed them
 	if err := n.recordSuperseded(r.Name, r); err != nil {
 		return control.SupersededReply{}, err
 	}

@@ -119,6 +119,9 @@ func (g *Group) admit(epoch uint64, v *Volume) error {
 	}
 	switch g.Role() {
 	case RoleServing:
+		if g.superseded.Load() {
+			return g.successorOf(v)
+		}
 		if epoch > g.row.Epoch {
 			return &block.MovedError{Volume: v.name, Epoch: epoch}
 		}
@@ -139,7 +142,7 @@ func (g *Group) hostError(err error) error {
 	return fmt.Errorf("%w: %w", block.ErrIO, err)
 }
 
-// successorOf answers for a sealed group.
+// successorOf answers for a sealed or superseded group.
 func (g *Group) successorOf(v *Volume) error {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()

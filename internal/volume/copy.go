@@ -226,8 +226,8 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 	if s.resting() {
 		return 0, fmt.Errorf("%w: subscriber %s comes to rest", ErrRole, s.name)
 	}
-	if s.g.Role() != RoleServing {
-		return 0, fmt.Errorf("%w: group is %s", ErrRole, s.g.Role())
+	if err := s.g.mayNumber(); err != nil {
+		return 0, err
 	}
 	if s.g.member(m.number) != m {
 		return 0, fmt.Errorf("%w: %d has left group %s", ErrUnknownVolume, m.number, s.g.cfg.Name)
@@ -361,8 +361,11 @@ func (s *Subscriber) markPiece(m *member, off, length int64) error {
 				Offset: uint64(e.Offset), Length: uint32(e.Length), Time: time.Now().UnixNano(),
 			})
 		}
-		if len(recs) > 0 && s.g.Role() != RoleServing {
-			return fmt.Errorf("%w: group is %s", ErrRole, s.g.Role())
+		if len(recs) == 0 {
+			return nil
+		}
+		if err := s.g.mayNumber(); err != nil {
+			return err
 		}
 		_, err := s.g.appendLocked(recs)
 		return err

@@ -101,16 +101,18 @@ type Group struct {
 	done *doneTable
 
 	// mu is the commit mutex: who holds it numbers, appends and puts into the caches; roles change under it.
-	mu      sync.Mutex
-	role    atomic.Uint32
-	row     record.Row
-	cut     record.Seq     // RoleSealed: the fence
-	next    record.EpochID // RoleSealed: what the fence names
-	fenced  uint64         // the epoch that the newest fence found at Open has ended
-	intent  record.Seq     // RoleFollowing: the announced end of the step being applied
-	copying []*copyRange
-	members atomic.Pointer[map[record.VolumeNumber]*member]
-	subs    atomic.Pointer[[]*Subscriber]
+	mu     sync.Mutex
+	role   atomic.Uint32
+	row    record.Row
+	cut    record.Seq     // RoleSealed: the fence
+	next   record.EpochID // RoleSealed: what the fence names
+	fenced uint64         // the epoch that the newest fence found at Open has ended
+	// superseded: another node serves in this one's place. Set under mu, for good; RoleServing numbers nothing more with it.
+	superseded atomic.Bool
+	intent     record.Seq // RoleFollowing: the announced end of the step being applied
+	copying    []*copyRange
+	members    atomic.Pointer[map[record.VolumeNumber]*member]
+	subs       atomic.Pointer[[]*Subscriber]
 
 	tip     atomic.Uint64 // newest sequence in the log (serving) or applied (following) whose effect is in the caches
 	cached  atomic.Int64
@@ -292,7 +294,7 @@ func (g *Group) Table() record.Table { return g.log.Table() }
 func (g *Group) Epoch() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.Role() != RoleServing {
+	if g.mayNumber() != nil {
 		return 0
 	}
 	return g.row.Epoch

@@ -225,6 +225,10 @@ func (s *Subscriber) SetSync(cfg SyncConfig) error {
 	}
 	cfg = cfg.filled()
 	s.g.mu.Lock()
+	if s.g.superseded.Load() { // nobody is answered any more by what it says
+		s.g.mu.Unlock()
+		return nil
+	}
 	s.guardMu.Lock()
 	changed := s.guard.cfg != cfg
 	s.guard.cfg = cfg
@@ -287,7 +291,9 @@ func (s *Subscriber) Watch(ctx context.Context, link func() bool) {
 		s.guard.become(guardHolds, "judged anew") // requests wait again at first
 	}
 	s.guardMu.Unlock()
-	s.refusal.Store(nil)
+	if !s.g.superseded.Load() {
+		s.refusal.Store(nil)
+	}
 	defer s.StopWaiting()
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
@@ -341,6 +347,9 @@ func (s *Subscriber) decide(link bool) (action guardAction, changed bool, why st
 	oldest := s.oldestWait()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.superseded.Load() {
+		return 0, false, "" // who waits keeps its refusal
+	}
 	f := guardFacts{now: time.Since(began), serving: g.Role() == RoleServing, stream: s.State() == SubStreaming && !s.resting(), link: link,
 		stored: record.Seq(s.ackStored.Load()), durable: record.Seq(s.ackDurable.Load()), tip: g.Tip(), oldest: oldest}
 	f.lacks = g.bytesAbove(f.stored)
@@ -418,6 +427,9 @@ func (s *Subscriber) ungate() {
 	}
 	if s.g.saveMeta(func(*meta) {}) != nil {
 		return // the group has failed by itself
+	}
+	if s.g.superseded.Load() {
+		return // who waits for it is not to be told that all is well
 	}
 	s.gated.Store(false)
 	s.refusal.Store(nil)

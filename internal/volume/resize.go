@@ -73,8 +73,8 @@ func (g *Group) resize(n record.VolumeNumber, size int64, payload []byte) (recor
 	if m == nil {
 		return 0, ErrUnknownVolume
 	}
-	if r := g.Role(); r != RoleServing {
-		return 0, fmt.Errorf("%w: it is %s", ErrRole, r)
+	if err := g.mayNumber(); err != nil {
+		return 0, err
 	}
 	if err := m.vol.mayExtend(size); err != nil {
 		return 0, err

@@ -41,6 +41,8 @@ func (g *Group) Serve(row record.Row) error {
 
 func (g *Group) mayServe(row record.Row) error {
 	switch {
+	case g.superseded.Load():
+		return fmt.Errorf("%w: another node was promoted in this one's place", ErrRole)
 	case g.Role() == RoleServing && row.Epoch == g.row.Epoch && row.Incarnation == g.row.Incarnation:
 		return fmt.Errorf("%w: it serves in that row already", ErrRole)
 	case g.Role() == RoleSealed && row.Epoch <= g.sealedEpoch():
@@ -49,6 +51,27 @@ func (g *Group) mayServe(row record.Row) error {
 		return fmt.Errorf("%w: inside a step that ends at %d", ErrBehind, g.intent)
 	case g.Tip() != g.log.Cursors().Appended:
 		return fmt.Errorf("%w: applied %d, the log ends at %d", ErrBehind, g.Tip(), g.log.Cursors().Appended)
+	}
+	return nil
+}
+
+// Supersede ends the numbering for good, because another node was promoted in this one's place. Whatever is not numbered yet,
+// wherever it waits, is answered with its volume's successor; who waits for a subscriber is not told any more that all is
+// well, whether that is cut off meanwhile or not. Appended counts host writes no further. Modes and successors of the volumes
+// are the caller's to set, before.
+func (g *Group) Supersede() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.superseded.Store(true)
+}
+
+// mayNumber is nil in a group that numbers records; exact under the commit mutex.
+func (g *Group) mayNumber() error {
+	if r := g.Role(); r != RoleServing {
+		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
+	}
+	if g.superseded.Load() {
+		return fmt.Errorf("%w: group %s: another node was promoted in this one's place", ErrRole, g.cfg.Name)
 	}
 	return nil
 }
@@ -257,8 +280,8 @@ func (g *Group) controlLocked(r record.Record, then func(record.Seq)) (record.Se
 	if err := g.Err(); err != nil {
 		return 0, err
 	}
-	if g.Role() != RoleServing {
-		return 0, fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, g.Role())
+	if err := g.mayNumber(); err != nil {
+		return 0, err
 	}
 	recs := []record.Record{r}
 	if _, err := g.appendLocked(recs); err != nil {

@@ -1,0 +1,109 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gantline/internal/block"
+	"gantline/internal/record"
+)
+
+// A group in whose place another was promoted, as the node ends it: gates, numbering, waiting, copying.
+func supersede(t *testing.T, p *site, f *far) {
+	t.Helper()
+	for _, v := range p.vols {
+		v.SetSuccessor(&block.MovedError{Node: "c", Volume: v.name, Epoch: 2})
+		if err := v.SetMode(context.Background(), ModeMoved, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.g.Supersede()
+	f.sub.StopWaiting()
+}
+
+// Writes that passed the gate and wait for room in the log are not numbered any more, and those that wait for the secondary
+// are not answered with success once it is cut off: nobody else has them.
+func TestSupersededNumbersAndAnswersNothing(t *testing.T) {
+	p, f := fullSoon(t, time.Minute)
+	f.follow(p, SyncConfig{On: true, Stop: true, Stall: time.Hour, Hold: time.Hour})
+	f.awaitPromise()
+	f.set(true, false)
+	const hosts = 3
+	answered := make(waiter, 1<<16)
+	var work sync.WaitGroup
+	var enough atomic.Bool
+	for h := range hosts {
+		work.Go(func() {
+			for !enough.Load() {
+				r, _ := newRequest(block.OpWrite, int64(h)*4096, 4096)
+				if r.Data, r.Completer = stamp(1, 4096), answered; h == 0 {
+					r.Flags = block.FlagFUA
+				}
+				p.vols[0].Submit([]*block.Request{r})
+			}
+		})
+	}
+	await(t, "all hosts wait", func() bool { return p.g.held.waiting.Load() == hosts })
+	enough.Store(true)
+	supersede(t, p, f)
+	appended := p.g.Appended()
+	f.stop()
+	if err := f.sub.Suspend("superseded"); err != nil {
+		t.Fatal(err)
+	}
+	work.Wait()
+	if got := p.g.Appended(); got != appended {
+		t.Errorf("%d records were numbered afterwards", got-appended)
+	}
+	close(answered)
+	moved := 0
+	for r := range answered {
+		if r.Err == nil {
+			t.Fatal("a write that only this side has was answered with success")
+		}
+		if _, ok := errors.AsType[*block.MovedError](r.Err); ok {
+			moved++
+		}
+	}
+	if moved != hosts {
+		t.Fatalf("%d of %d hosts that waited were sent to the other node", moved, hosts)
+	}
+	if _, err := p.g.Append(record.OpMember, 1, nil); err == nil {
+		t.Error("a record was numbered")
+	}
+	p.close()
+}
+
+// What comes to waiting only after the subscriber is cut off is refused too: a host would take the answer for a promise.
+func TestSupersededKeepsItsRefusal(t *testing.T) {
+	p, f := syncSite(t)
+	cfg := quick
+	cfg.Stall, cfg.Hold = time.Hour, time.Hour
+	f.follow(p, cfg)
+	f.awaitPromise()
+	f.set(true, false)
+	done, r, w := asks(p.vols[0], block.OpWrite, 0)
+	await(t, "numbered", func() bool { return p.g.Tip() == 1 })
+	if done.Load() {
+		t.Fatal("answered")
+	}
+	supersede(t, p, f)
+	f.stop()
+	if err := f.sub.Suspend("superseded"); err != nil {
+		t.Fatal(err)
+	}
+	if <-w; r.Err == nil {
+		t.Fatal("answered with success")
+	}
+	if err := f.sub.SetSync(SyncConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, refusal := p.g.replicated(); refusal == nil {
+		t.Fatal("a late one would be answered")
+	}
+	p.close()
+}
