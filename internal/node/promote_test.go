@@ -229,6 +229,37 @@ func TestRestartedPrimaryAsksFirst(t *testing.T) {
 	}
 }
 
+// The promoted node has dropped what it had acknowledged behind its cut: the old primary has that marked, also when it dies before
+// the marks are there; once they are, nothing more is marked at a start.
+func TestMarksOfTheOldPrimaryBeginAtTheCut(t *testing.T) {
+	r := newRig(t, "a", "c")
+	r.group(1, 4<<20)
+	for i := range int64(4) {
+		writeTo(t, r.nbd("a", "v1"), i*512<<10, 4096, 1)
+	}
+	r.waitFor("in step", func() bool { st := r.status("a"); return st.LinkUp && st.Applied == st.Appended })
+	in := control.Reign{Name: "g", Node: "c", Epoch: 2, Cut: r.status("a").Appended - 2}
+	r.call("a", control.CallGroupSuperseded, in, nil)
+	r.waitFor("marked", func() bool { return r.nodes["a"].node.state.view().Groups["g"].CutMarked })
+	if got := r.status("a").ChangedBytes; got != 2*markSize {
+		t.Fatalf("%d bytes are marked", got)
+	}
+	r.stop("a")
+	r.start("a")
+	if got := r.status("a").ChangedBytes; got != 2*markSize {
+		t.Fatalf("%d bytes are marked after a restart", got)
+	}
+	err := r.nodes["a"].node.state.update(func(d *durable) error { d.Groups["g"].CutMarked = false; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stop("a")
+	r.start("a")
+	if got := r.status("a"); got.ChangedBytes < 2*markSize || !r.nodes["a"].node.state.view().Groups["g"].CutMarked {
+		t.Fatalf("%d bytes are marked after a death", got.ChangedBytes)
+	}
+}
+
 // The primary is alive and connected: with --force it stops before the other serves, and says what is lost.
 func TestPromoteWithLivePrimary(t *testing.T) {
 	r := newRig(t, "a", "c")

@@ -10,6 +10,7 @@ import (
 	"gantline/internal/block"
 	"gantline/internal/control"
 	"gantline/internal/receiver"
+	"gantline/internal/record"
 	"gantline/internal/sender"
 	"gantline/internal/volume"
 	"gantline/internal/wire"
@@ -176,7 +177,7 @@ func (n *Node) recordSuperseded(name string, r control.Reign) error {
 			return err
 		}
 		rec.Role, rec.Superseded = control.RoleSuperseded, &r
-		rec.Resume, rec.AtOnce = false, false
+		rec.Resume, rec.AtOnce, rec.CutMarked = false, false, false
 		return nil
 	})
 	if err == nil {
@@ -268,7 +269,7 @@ func (g *group) retire() {
 	g.n.work.Go(func() { // may be asked for by what it ends
 		feed.stop()
 		if sub != nil {
-			if err := sub.Suspend("superseded"); err != nil {
+			if err := g.markBehindCut(sub); err != nil {
 				g.n.log.Error("what the promoted node lacks is marked at the next start", "group", g.name, "cause", err)
 			}
 		}
@@ -286,7 +287,27 @@ func (g *group) startSuperseded(rec *groupRecord) error {
 	if len(rec.Members) == 0 {
 		return nil
 	}
-	return g.startFeed(rec.Spec.Group.Secondary, rec.Members)
+	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil || rec.CutMarked {
+		return err
+	}
+	return g.markBehindCut(g.sub)
+}
+
+// markBehindCut takes the promoted node out of the stream with all marked that lies behind the cut, and records that: what it had
+// acknowledged behind the cut it has let go. Once recorded it is not looked for again, for the log may have freed it. Marks come
+// first: a log in memory forgets what nobody in the stream lacks.
+func (g *group) markBehindCut(sub *volume.Subscriber) error {
+	rec := g.n.state.view().Groups[g.name]
+	if err := sub.CutBack(record.Seq(rec.Superseded.Cut)); err != nil {
+		return err
+	}
+	if err := sub.Suspend("superseded"); err != nil {
+		return err
+	}
+	return g.n.state.update(func(d *durable) error {
+		d.Groups[g.name].CutMarked = true
+		return nil
+	})
 }
 
 // heed looks whether the secondary refuses the stream because it was promoted.

@@ -68,6 +68,8 @@ type groupRecord struct {
 	Promoted *control.Promotion `json:"promoted,omitempty"`
 	// Superseded, with RoleSuperseded: who was promoted in this node's place.
 	Superseded *control.Reign `json:"superseded,omitempty"`
+	// CutMarked, with Superseded: all that lies behind its cut is marked, durably. Its records may be freed then.
+	CutMarked bool `json:"cut_marked,omitempty"`
 	// Verify is the verify under way, or the last, at a primary.
 	Verify *control.VerifyStatus `json:"verify,omitempty"`
 	// RemovedAt has, at a primary, the sequences at which volumes have left by command: their secondaries are to have applied

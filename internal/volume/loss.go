@@ -118,3 +118,28 @@ func (s *Subscriber) Lost(from record.Seq, reason string) error {
 	}
 	return s.g.saveMeta(func(*meta) {})
 }
+
+// CutBack marks what the records behind cut touch, whatever the subscriber has acknowledged of them: it was promoted behind cut,
+// and has let them go. If the log has freed some, all is marked. The marks are durable on return.
+func (s *Subscriber) CutBack(cut record.Seq) error {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	s.g.rounds.Lock() // nothing is trimmed meanwhile
+	defer s.g.rounds.Unlock()
+	if err := s.g.Err(); err != nil {
+		return err
+	}
+	if cut >= s.g.Tip() {
+		return nil
+	}
+	if cut < s.g.log.Cursors().Trimmed {
+		s.markAll()
+	} else if err := s.markRange(cut+1, s.g.Tip()); err != nil {
+		s.g.cfg.Logger.Error("marking by the log failed, all is marked", "subscriber", s.name, "error", err)
+		s.markAll()
+	}
+	if err := s.flushMaps(); err != nil {
+		return fmt.Errorf("changed map of %s: %w", s.name, err)
+	}
+	return nil
+}

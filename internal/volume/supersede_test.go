@@ -107,3 +107,41 @@ func TestSupersededKeepsItsRefusal(t *testing.T) {
 	}
 	p.close()
 }
+
+// A promoted node has let go what it had acknowledged behind the cut: that is marked all the same, all of it if it was freed.
+func TestMarksBeginAtTheCut(t *testing.T) {
+	_, seed := seeded(t)
+	p, m := newPair(t, seed, 8<<20)
+	for i := range int64(6) {
+		if err := write(p.vols[1], i*4*markSize, stamp(1, 512), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pumpAll(t, p, m, 5*time.Second)
+	tip := p.g.Tip()
+	if _, _, applied := m.sub.Cursor(); applied != tip {
+		t.Fatalf("applied %d of %d", applied, tip)
+	}
+	marked := func(cut record.Seq, want int64) {
+		t.Helper()
+		if err := m.sub.CutBack(cut); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.sub.ChangedBytes(); got != want*markSize {
+			t.Fatalf("cut at %d of %d: %d bytes are marked, want %d", cut, tip, got, want*markSize)
+		}
+	}
+	marked(tip, 0)
+	marked(tip-2, 2)
+	if err := m.sub.Suspend("superseded"); err != nil {
+		t.Fatal(err)
+	}
+	marked(tip-2, 2)
+	if err := p.g.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	marked(tip, 2)
+	marked(tip-2, int64(len(p.vols))*p.size/markSize)
+	p.close()
+	m.close()
+}
