@@ -40,10 +40,14 @@ func asker(t *testing.T, addr string) *wire.Conn {
 	return c
 }
 
-func source(t *testing.T, log sender.Source) (*sender.Sender, string) {
+func source(t *testing.T, log sender.Source, with ...func(*sender.Config)) (*sender.Sender, string) {
 	t.Helper()
-	snd := sender.New(sender.Config{Source: log, Pull: true, Hold: 100 * time.Millisecond, Heartbeat: 20 * time.Millisecond,
-		Hello: wire.Hello{Role: "node", Name: "a", Group: "g"}})
+	cfg := sender.Config{Source: log, Pull: true, Hold: 100 * time.Millisecond, Heartbeat: 20 * time.Millisecond,
+		Hello: wire.Hello{Role: "node", Name: "a", Group: "g"}}
+	for _, set := range with {
+		set(&cfg)
+	}
+	snd := sender.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { snd.Run(ctx) })
@@ -270,4 +274,42 @@ func TestLateDialAfterTurn(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// A receiver that is far away says what it has only when all connections are there: the source waits for that too.
+func TestPullOverManyConnectionsFromAfar(t *testing.T) {
+	log := newLog(record.Table{openRow(1, "a", 1)}, 0)
+	const hello = 100 * time.Millisecond
+	snd, addr := source(t, log, func(c *sender.Config) {
+		c.HelloTimeout, c.DialTimeout, c.Connections = hello, 3*time.Second, func() int { return 3 }
+	})
+	h := wire.Hello{Role: "node", Name: "c", Group: "g"}
+	first := h
+	first.Purpose = wire.PurposeStream
+	first, err := first.WithParams(wire.PullHello{Pull: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, in, err := wire.Dial(t.Context(), addr, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	var shown wire.StreamHello
+	if err := in.Decode(&shown); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * hello) // on the way
+	all, err := wire.DialBundle(t.Context(), c, wire.Receiver, shown.BundleSpec, h, func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(all.Close)
+	if err := all.WriteFrame(wire.TypeControl, []byte(`{}`)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream is open", func() bool { return snd.Status().Connections == 3 })
 }

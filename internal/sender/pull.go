@@ -231,7 +231,11 @@ func (s *Sender) answer(ctx context.Context, in *wire.Incoming) (st *session, a 
 		return nil, a, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Abort(context.Cause(ctx)) })
-	timer := time.AfterFunc(s.cfg.HelloTimeout, func() { conn.Abort(fmt.Errorf("%w: the receiver does not say what it has", wire.ErrSilent)) })
+	patience := s.cfg.HelloTimeout
+	if spec.Connections > 1 { // before it says what it has, it dials the others and shakes hands on each
+		patience += s.cfg.DialTimeout + s.cfg.HelloTimeout
+	}
+	timer := time.AfterFunc(patience, func() { conn.Abort(fmt.Errorf("%w: the receiver does not say what it has", wire.ErrSilent)) })
 	defer stop()
 	defer timer.Stop()
 	kind, body, err := conn.ReadFrame()
