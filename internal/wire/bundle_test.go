@@ -269,6 +269,9 @@ func TestBundleDeath(t *testing.T) {
 func TestBundleRefusal(t *testing.T) {
 	for range 20 {
 		e := bundled(t, 4)
+		if err := e.receiver.Await(); err != nil {
+			t.Fatal(err)
+		}
 		go e.receiver.Refuse(&Error{Kind: KindRefused, Message: "no more of this"})
 		kind, body, err := e.source.ReadFrame()
 		if err != nil || kind != TypeError || !strings.Contains(string(body), "no more of this") {
@@ -398,5 +401,20 @@ func TestBundleThatDoesNotComeTogether(t *testing.T) {
 		})
 	if !errors.Is(err, io.ErrNoProgress) || !strings.Contains(err.Error(), "of 4") {
 		t.Fatal(err)
+	}
+}
+
+// The connections of a stream take one place of those that a server has for all.
+func TestJoinedCountAsOne(t *testing.T) {
+	s := bundled(t, 4).receiver.server
+	counted := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.conns)
+	}
+	for end := time.Now().Add(5 * time.Second); counted() != 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("a stream of four counts as %d", counted())
+		}
 	}
 }

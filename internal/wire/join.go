@@ -127,6 +127,7 @@ func (b *Bundle) join(in *Incoming, index int) error {
 	b.conns[index] = in.Conn
 	b.turn.Broadcast()
 	b.mu.Unlock()
+	in.server.forget(in.Conn) // it is one of the stream's, which counts as one, and has MaxBundle at most
 	b.read(index, in.Conn)
 	return nil
 }

@@ -62,7 +62,7 @@ func (in *Incoming) Answer(params any) error {
 
 // Limits bound what strangers can make a server hold.
 type Limits struct {
-	Connections int           // more are refused; 0: 1024
+	Connections int           // more are refused; 0: 1024; those that have joined a stream count as one with it
 	Handshake   time.Duration // a hello must be in and answered by then; 0: 5 s
 }
 
