@@ -11,7 +11,8 @@ import (
 // volumeResize makes a volume larger, and if it is one of a pair both: the secondary's first, so that nothing that is written
 // behind the old end ever finds it too small. Each node is asked whether it can before one of them does it. What a node has
 // done is stored before the next is asked, and virtual volumes are shown at the new size last. A command that was cut short
-// is finished by its repetition: nodes that have the size say so.
+// is finished by its repetition: nodes that have the size say so. A secondary's volume may be larger than the primary's, which
+// could not follow it: it stays as it is.
 func (m *Manager) volumeResize(ctx context.Context, full string, in control.VolumeResizeRequest) error {
 	if _, _, err := control.SplitOwned("volume", full); err != nil {
 		return err
@@ -42,7 +43,7 @@ func (m *Manager) volumeResize(ctx context.Context, full string, in control.Volu
 		if err != nil {
 			return err
 		}
-		if in.Size < was.V.Size {
+		if in.Size < was.V.Size && e.role != control.RoleSecondary {
 			return control.Errorf(control.KindRefused, "volume %s has %d bytes and cannot be made smaller: what hosts keep behind %d would "+
 				"be lost; make a new volume and copy what is needed", e.volume, was.V.Size, in.Size)
 		}
@@ -55,11 +56,12 @@ func (m *Manager) volumeResize(ctx context.Context, full string, in control.Volu
 	}
 	rev := uint64(0)
 	for _, e := range ends {
-		if err := m.do(ctx, e.node(), control.CallVolumeResize, e.volume, e.ask(in.Size, false), nil, limit); err != nil {
+		var now control.VolumeStatus // nothing in a dry run
+		if err := m.do(ctx, e.node(), control.CallVolumeResize, e.volume, e.ask(in.Size, false), &now, limit); err != nil {
 			return err
 		}
 		m.point(control.PointGrow, "before")
-		if rev, err = attempt(ctx, func() (uint64, error) { return m.noteResized(ctx, e, in.Size) }); err != nil {
+		if rev, err = attempt(ctx, func() (uint64, error) { return m.noteResized(ctx, e, max(in.Size, now.Size)) }); err != nil {
 			return err
 		}
 		m.point(control.PointGrow, "after")

@@ -104,4 +104,16 @@ func TestVolumeResize(t *testing.T) {
 		t.Errorf("dry run: %v, %v", plan, err)
 	}
 	sizes(larger, larger, larger, larger)
+	failing("a", 2)
+	if err := resize("a/v", 9*larger); err == nil {
+		t.Error("the primary cannot have that much")
+	}
+	sizes(9*larger, larger, larger, larger)
+	if err := resize("a/v", 2*larger); err != nil {
+		t.Errorf("less than what the secondary has: %v", err)
+	}
+	sizes(9*larger, 2*larger, 2*larger, 2*larger)
+	if err := resize("a/v", larger); control.KindOf(err) != control.KindRefused {
+		t.Errorf("less than what the primary has: %v", err)
+	}
 }

@@ -53,6 +53,9 @@ func (n *Node) tryResize(in control.VolumeResize) (control.VolumeStatus, error) 
 	full := n.cfg.Name + "/" + in.Name
 	d := n.state.view()
 	rec, v := d.Volumes[in.Name], n.volume(in.Name)
+	if rec != nil && in.Role == control.RoleSecondary {
+		in.Size = max(in.Size, rec.Size) // larger already: what its primary could not follow
+	}
 	switch {
 	case rec == nil:
 		return control.VolumeStatus{}, notFound("volume %s does not exist", full)

@@ -114,6 +114,32 @@ func TestResizeThatFails(t *testing.T) {
 	}
 }
 
+// A secondary that is larger than its primary can become stays so, and lets the primary grow to less.
+func TestResizeToLessThanTheSecondary(t *testing.T) {
+	r := newRig(t, "a", "c")
+	const size, less, larger = 1 << 20, 2 << 20, 4 << 20
+	r.group(1, size)
+	for _, c := range []struct {
+		node, role  string
+		size, makes int64
+	}{{"c", control.RoleSecondary, larger, larger}, {"c", control.RoleSecondary, less, larger}, {"a", control.RolePrimary, less, less}} {
+		var st control.VolumeStatus
+		r.call(c.node, control.CallVolumeResize, control.VolumeResize{Name: "v1", Size: c.size, Group: "g", Role: c.role}, &st)
+		if now := r.nodes[c.node].node.volume("v1").vol.Size(); st.Size != c.makes || now != c.makes {
+			t.Fatalf("%s: recorded %d, in force %d, want %d", c.node, st.Size, now, c.makes)
+		}
+	}
+	if err := r.resize("a", control.RolePrimary, size); err == nil {
+		t.Fatal("a primary became smaller")
+	}
+	r.stop("c")
+	r.start("c")
+	r.inSync()
+	if v := r.verify(false); v.Error != "" || len(v.Different) > 0 {
+		t.Fatalf("%+v", v)
+	}
+}
+
 type failing struct {
 	block.Grower
 	err error

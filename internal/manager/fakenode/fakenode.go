@@ -213,10 +213,10 @@ func (n *Node) object(method, name string, params json.RawMessage) (any, error) 
 		switch {
 		case v == nil:
 			return nil, bad(wire.KindNotFound, "volume %s does not exist", name)
-		case v.Size > in.Size:
+		case v.Size > in.Size && in.Role != control.RoleSecondary:
 			return nil, bad(wire.KindRefused, "volume %s has %d bytes", name, v.Size)
 		case !in.Check:
-			v.Size = in.Size
+			v.Size = max(v.Size, in.Size)
 		}
 		return v, nil
 	case control.CallVolumeCreate:
