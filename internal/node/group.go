@@ -336,6 +336,12 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 	name := spec.Group.Name
 	rec := n.state.view().Groups[name]
 	if g := n.group(name); g != nil && rec != nil && rec.Role != control.RoleRetired && spec.Group.Revision < rec.Spec.Group.Revision {
+		if spec.Group.Epoch > rec.Spec.Group.Epoch {
+			// A put-back store, which has learnt of a promotion: that counts, and ends what is held here.
+			if st, done, err := g.configureApart(ctx, rec, &spec); done || err != nil {
+				return st, err
+			}
+		}
 		// A late word, or that of a manager whose store was put back: nothing of it counts.
 		st := g.status()
 		st.Newer = &rec.Spec.Group

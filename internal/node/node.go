@@ -110,6 +110,7 @@ type Node struct {
 	began time.Time // where the node's own clock starts
 
 	runCtx context.Context // ends when the node stops
+	asked  *scope          // promotions that the own socket has begun
 	work   sync.WaitGroup
 }
 
@@ -166,7 +167,7 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx, began: time.Now(),
+	n := &Node{cfg: cfg, log: cfg.Logger, state: st, instance: randomID(), runCtx: ctx, asked: newScope(), began: time.Now(),
 		volumes: map[string]*nodeVolume{}, broken: map[string]error{}, groups: map[string]*group{}, moves: map[string]*move{},
 		growing: map[string]*part{}, callers: map[string]*wire.Caller{}, address: map[string]string{}, links: map[string]*link{},
 		alarmed: make(chan struct{}, 1)}
@@ -429,8 +430,9 @@ func (n *Node) serveHTTP(ctx context.Context, eg *errgroup.Group) (string, error
 	return l.Addr().String(), nil
 }
 
-// stop ends moves, then groups, then volumes: what still has to be written is written, so that devices are complete.
+// stop waits for promotions under way, ends moves, then groups, then volumes: what still has to be written is written, so that devices are complete.
 func (n *Node) stop() error {
+	n.asked.stop() // first: they need open groups
 	n.mu.Lock()
 	moves, groups, volumes, callers := n.moves, n.groups, n.volumes, n.callers
 	n.mu.Unlock()

@@ -23,7 +23,17 @@ func (n *Node) ownPromote(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	dry := r.URL.Query().Get("dry_run") == "true"
-	out, err := n.promoteGroup(n.runCtx, control.GroupPromote{Name: r.PathValue("name"), Force: in.Force, DryRun: dry})
+	var out control.PromoteStatus
+	done := make(chan struct{})
+	begun := n.asked.begin(func() { // joined when the node stops, as the socket's requests are not
+		defer close(done)
+		out, err = n.promoteGroup(n.runCtx, control.GroupPromote{Name: r.PathValue("name"), Force: in.Force, DryRun: dry})
+	})
+	if !begun {
+		answerError(w, refused("node %s is stopping: repeat the command once it runs again", n.cfg.Name))
+		return
+	}
+	<-done
 	switch {
 	case err != nil:
 		answerError(w, err)

@@ -43,6 +43,10 @@ func (n *Node) promoteGroup(ctx context.Context, in control.GroupPromote) (contr
 		return control.PromoteStatus{}, refused("group %s: node %s is %s, and only a secondary is promoted; its secondary is %s",
 			in.Name, n.cfg.Name, rec.Role, rec.Spec.Group.Secondary)
 	}
+	if err := g.Err(); err != nil { // also of a promotion that stands and did not end: a second row must not follow the first
+		return control.PromoteStatus{}, refused("group %s has stopped on node %s: restart the node, then repeat the command: %v", in.Name,
+			n.cfg.Name, err)
+	}
 	p, err := g.planPromotion(rec)
 	if err != nil {
 		return control.PromoteStatus{}, fmt.Errorf("group %s: %w", in.Name, err)

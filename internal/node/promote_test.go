@@ -1,8 +1,11 @@
 package node
 
 import (
+	"errors"
 	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -397,5 +400,83 @@ func TestPromotionTakenBack(t *testing.T) {
 	out, err := r.promote(true, false)
 	if err != nil || out.LostWrites == nil || *out.LostWrites != 0 {
 		t.Fatalf("%+v %v", out, err)
+	}
+}
+
+// The store of the manager was put back and has learnt of the promotion since: its revision is older than the old primary's, who
+// is superseded by its word all the same. Any other late word is answered with what is held.
+func TestLateWordOfAPromotionCounts(t *testing.T) {
+	r := newRig(t, "a", "c")
+	g := r.group(1, 4<<20)
+	r.waitFor("in step", func() bool { st := r.status("a"); return st.LinkUp && st.Applied == st.Appended })
+	old := g
+	g.Revision += 5
+	r.configure(g)
+	say := func(g control.Group, role string) (st control.GroupStatus) {
+		r.call("a", control.CallGroupConfigure, control.GroupSpec{Group: g, Role: role, Address: r.addresses()}, &st)
+		return st
+	}
+	if st := say(old, control.RolePrimary); st.Newer == nil || st.Role != control.RolePrimary {
+		t.Fatalf("%+v", st)
+	}
+	old.Promoted(&control.Promotion{Epoch: 2, Cut: r.status("a").Appended, From: "a"})
+	for range 2 {
+		if st := say(old, control.RoleSecondary); st.Newer != nil || st.Role != control.RoleSuperseded {
+			t.Fatalf("%+v", st)
+		}
+	}
+}
+
+// A promotion that stands and could not go on is finished by a restart, not by another one.
+func TestPromotionIsNotBegunTwice(t *testing.T) {
+	r := newRig(t, "a", "c")
+	r.group(1, 4<<20)
+	g := r.nodes["c"].node.group("g")
+	g.fail(errors.New("promoted, and not serving"))
+	for _, dry := range []bool{true, false} {
+		if _, err := r.promote(true, dry); err == nil || !strings.Contains(err.Error(), "restart the node") {
+			t.Fatalf("%v", err)
+		}
+	}
+	if row, _ := g.vg.Table().Current(); row.Node == "c" {
+		t.Fatalf("%+v", row)
+	}
+}
+
+// A node that is stopped inside a promotion which its own socket has begun ends it first.
+func TestStopInsideAnOwnPromotion(t *testing.T) {
+	r := newRig(t, "a", "c")
+	r.group(1, 4<<20)
+	r.stop("a")
+	r.stop("c")
+	inside, stopping := make(chan struct{}), make(chan struct{})
+	r.nodes["c"].cfg.Point = func(step, edge string) {
+		if step == control.StepPromoteCut && edge == "before" {
+			close(inside)
+			<-stopping
+			time.Sleep(300 * time.Millisecond)
+		}
+	}
+	r.start("c")
+	n := r.nodes["c"].node
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		req := httptest.NewRequest("POST", "/v1/groups/g/promote", strings.NewReader(`{"force":true}`))
+		n.ownHandler().ServeHTTP(httptest.NewRecorder(), req)
+	}()
+	<-inside
+	close(stopping)
+	r.stop("c")
+	<-asked
+	late := httptest.NewRecorder()
+	n.ownHandler().ServeHTTP(late, httptest.NewRequest("POST", "/v1/groups/g/promote", strings.NewReader(`{"force":true}`)))
+	if late.Code != http.StatusConflict {
+		t.Fatalf("a stopped node answers %d: %s", late.Code, late.Body)
+	}
+	r.nodes["c"].cfg.Point = nil
+	r.start("c")
+	if st := r.status("c"); st.Role != control.RolePrimary || st.Error != "" {
+		t.Fatalf("%+v", st)
 	}
 }

@@ -103,7 +103,8 @@ func (g *Group) Follow() error {
 		return nil
 	}
 	// What was served or replayed here is on its way to the devices: the bound of what they may hold begins there.
-	err := g.saveMeta(func(m *meta) { m.Following, m.Applied = true, max(m.Applied, g.Tip()) })
+	// A follower feeds nobody; whom it fed when it served must not be met again under its name.
+	err := g.saveMeta(func(m *meta) { m.Following, m.Applied, m.Subs = true, max(m.Applied, g.Tip()), nil })
 	if err != nil {
 		return err
 	}

@@ -145,3 +145,20 @@ func TestMarksBeginAtTheCut(t *testing.T) {
 	p.close()
 	m.close()
 }
+
+// Who was fed before a group follows is nobody's subscriber afterwards: one of the same name begins anew.
+func TestAFollowerHasNoSubscribers(t *testing.T) {
+	_, seed := seeded(t)
+	p, m := newPair(t, seed, 8<<20)
+	if err := m.sub.Suspend("by command"); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
+	p.follow = true
+	p.open()
+	if got, err := decodeMeta(p.g.log.Meta()); err != nil || len(got.Subs) != 0 || !got.Following {
+		t.Fatalf("%+v %v", got, err)
+	}
+	p.close()
+	m.close()
+}
