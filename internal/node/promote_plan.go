@@ -51,15 +51,20 @@ func (g *group) planPromotion(rec *groupRecord) (*promotion, error) {
 			p.refuse("it takes part in migration %s: end that first (`gantline migrate commit %s` once it is filled)", id, id)
 		}
 	}
+	inside := vg.Announced() > p.applied || !as.State.Consistent // before the next line: what is announced then is in it
 	at, consistent := app.LastConsistent()
 	if !consistent {
 		p.refuse("it holds no consistent image: a resync with --allow-inconsistent has not ended here")
 	}
-	copied, upTo, err := g.scan(p.applied+1, at)
+	copied, upTo, err := g.scan(p.applied+1, at, inside)
 	if err != nil {
 		return nil, err
 	}
 	p.unk, p.cut = upTo < at, upTo
+	if p.unk && inside && p.cut == p.applied {
+		p.refuse("it stands inside a step, behind record %d, whose rest is of a volume that it was never told of: it holds no consistent "+
+			"image; the manager tells this node of the pair once it reaches it: repeat the command then", p.applied)
+	}
 	for _, m := range rec.Members {
 		if m.CopiedAt == 0 {
 			m.CopiedAt = uint64(copied[m.Number])
@@ -98,53 +103,91 @@ func (g *group) nextEpoch(rec *groupRecord, rs *receiver.Status) uint64 {
 
 // scan reads what is stored and not applied: it gives the volumes that these records say to be copied, and the last record
 // before one of a volume that this node was never told of, which could not be applied, and whose step is left out whole.
-func (g *group) scan(from, upTo record.Seq) (map[uint16]record.Seq, record.Seq, error) {
-	const records, bytes = 4096, 16 << 20
+// inStep: what is applied ends inside a step. If that is the one, it cannot be left out, and the answer is from-1.
+func (g *group) scan(from, upTo record.Seq, inStep bool) (map[uint16]record.Seq, record.Seq, error) {
 	copied := map[uint16]record.Seq{}
-	before := upTo // the last one outside a step
-	inStep := false
+	before, last := from-1, from-1 // the last one outside a step, and the last one read
+	found := false
+	err := g.eachStored(from, upTo, func(r *record.Record) bool {
+		if r.Op == record.OpBegin && !inStep { // where one is open it has been given up for this one
+			inStep, before = true, last
+		}
+		if found = g.strange(r); found {
+			return false
+		}
+		if n := copiedOf(r); n != 0 {
+			copied[n] = r.Seq
+		}
+		inStep, last = inStep && r.Op != record.OpEnd, r.Seq
+		return true
+	})
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case !found:
+		return copied, upTo, nil
+	case inStep:
+		return copied, before, nil
+	}
+	return copied, last, nil
+}
+
+// eachStored reads the log from one record to another, until one is refused.
+func (g *group) eachStored(from, upTo record.Seq, each func(*record.Record) bool) error {
+	const records, bytes = 4096, 4 << 20
 	for from <= upTo {
 		recs, err := groupLog{g.jnl}.Read(from, records, bytes)
 		if err != nil {
-			return nil, 0, err
+			return err
 		}
 		if len(recs) == 0 {
-			return nil, 0, fmt.Errorf("the journal has no record %d", from)
+			return fmt.Errorf("the journal has no record %d", from)
 		}
 		for i := range recs {
-			r := &recs[i]
-			if r.Seq > upTo {
-				return copied, upTo, nil
+			if recs[i].Seq > upTo || !each(&recs[i]) {
+				return nil
 			}
-			if r.Op == record.OpBegin {
-				inStep, before = true, r.Seq-1
-			}
-			if n := copiedOf(r); n != 0 {
-				copied[n] = r.Seq
-			}
-			if g.strange(r) {
-				if inStep {
-					return copied, before, nil
-				}
-				return copied, r.Seq - 1, nil
-			}
-			inStep = inStep && r.Op != record.OpEnd
 		}
 		from = recs[len(recs)-1].Seq + 1
 	}
-	return copied, upTo, nil
+	return nil
 }
 
-// strange: a record for a volume that is neither in the group here nor has left it.
-func (g *group) strange(r *record.Record) bool {
-	if r.Volume == 0 || r.Op == record.OpMember || r.Op == record.OpDigest || g.vg.Volume(r.Volume) != nil {
+// unknownUpTo gives the volumes that this node was never told of, with their first records, among what is stored and not
+// applied. A recovery reads all of it once it is announced, also steps that were given up.
+func (g *group) unknownUpTo(upTo record.Seq) (map[record.VolumeNumber]record.Seq, error) {
+	unknown, seen := map[record.VolumeNumber]record.Seq{}, map[record.VolumeNumber]bool{}
+	err := g.eachStored(g.vg.Applied()+1, upTo, func(r *record.Record) bool {
+		n := numberOf(r)
+		if !seen[n] && g.unknown(n) {
+			unknown[n] = r.Seq
+		}
+		seen[n] = true
+		return true
+	})
+	return unknown, err
+}
+
+// strange: a record, or the note that its copy is complete, of a volume that is neither in the group here nor has left it.
+func (g *group) strange(r *record.Record) bool { return g.unknown(numberOf(r)) }
+
+// numberOf is the volume that must be known here before a record is applied, 0 for none.
+func numberOf(r *record.Record) record.VolumeNumber {
+	switch r.Op {
+	case record.OpMember:
+		return record.VolumeNumber(copiedOf(r))
+	case record.OpDigest:
+		return 0
+	}
+	return r.Volume
+}
+
+func (g *group) unknown(number record.VolumeNumber) bool {
+	if number == 0 || g.vg.Volume(number) != nil {
 		return false
 	}
 	gone, err := volume.Removed(groupLog{g.jnl})
-	if err != nil {
-		return true
-	}
-	return !slices.Contains(gone, r.Volume)
+	return err != nil || !slices.Contains(gone, number)
 }
 
 func (p *promotion) needsForce() string {

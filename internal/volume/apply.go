@@ -19,6 +19,13 @@ func (g *Group) Intend(upTo record.Seq) error {
 	return g.intend(upTo)
 }
 
+// Announced is the end of the step that was announced last since the group was opened, applied or not; 0 before one was.
+func (g *Group) Announced() record.Seq {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.intent
+}
+
 func (g *Group) intend(upTo record.Seq) error {
 	if g.Role() != RoleFollowing {
 		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, g.Role())
