@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -118,16 +119,18 @@ func TestStepWaitsForItsPairs(t *testing.T) {
 func TestNoPromotionInsideAStepOfAnUnknownVolume(t *testing.T) {
 	r := newRig(t, "a", "c")
 	r.stop("c")
-	half := func() {}
+	var half atomic.Pointer[func()] // runs once
 	r.nodes["c"].cfg.Point = func(step, edge string) {
 		if step == control.StepPromoteMaps && edge == "after" {
-			half()
+			if run := half.Swap(nil); run != nil {
+				(*run)()
+			}
 		}
 	}
 	r.start("c")
 	g, before, end := r.strangeStep()
 	r.stop("a")
-	half = func() {
+	apply := func() {
 		c := r.nodes["c"].node.group("g")
 		if err := c.vg.Intend(end); err != nil {
 			t.Error(err)
@@ -141,12 +144,12 @@ func TestNoPromotionInsideAStepOfAnUnknownVolume(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	half.Store(&apply)
 	for range 2 { // found once the stream has ended, then at once
 		_, err := r.promote(true, false)
 		if err == nil || !strings.Contains(err.Error(), "inside a step") {
 			t.Fatalf("%v", err)
 		}
-		half = func() {}
 		if st := r.status("c"); record.Seq(st.Applied) <= before || record.Seq(st.Durable) < end || st.Role != control.RoleSecondary {
 			t.Fatalf("step from %d to %d: %+v", before, end, st)
 		}
