@@ -25,8 +25,9 @@ FUZZ    ?= 60s
 SOAK    ?= 1h
 FLAPS   ?= 1000
 BENCH   ?=
+HISTORIES := TestCrashKeeps|TestQueueCrash|TestFillOnQueue|TestIntervalsAreCuts|TestResizeUnderLoad|TestSuspendHolds
 
-.PHONY: all build demo test tools format vet unit system fuzz fuzz-slice soak flaps bench lint clean
+.PHONY: all build demo test tools format vet unit histories system fuzz fuzz-slice soak flaps bench lint clean
 
 all: build
 
@@ -36,7 +37,7 @@ build:
 demo: build
 	bin/gantline demo $(DEMO)
 
-test: tools format vet build unit system fuzz-slice
+test: tools format vet build unit histories system fuzz-slice
 
 # Installs the clients and peers that the tests drive, if they are not there.
 tools:
@@ -51,7 +52,11 @@ vet:
 
 # The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it. Most tests of the node wait: four at once.
 unit:
-	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 15m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 8m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+
+# The random histories of the log and the copies at full length: without the race detector, which met a part of them above.
+histories:
+	GO=$(GO) GANTLINE_CAMPAIGN=1 scripts/gotest.sh -count=1 -timeout 8m -run '$(HISTORIES)' ./internal/volume ./internal/node
 
 # bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
 system: build

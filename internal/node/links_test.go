@@ -111,9 +111,10 @@ func (w *wan) copy(to, from net.Conn, count *atomic.Int64) {
 }
 
 // wanRig is a and c with a wan between them.
-func wanRig(t *testing.T) (*rig, *wan) {
-	r := newRig(t, "a", "c")
-	w := newWAN(t, func() string { return r.listens("c") })
+func wanRig(t *testing.T) (*rig, *wan) { return onWAN(newRig(t, "a", "c")) }
+
+func onWAN(r *rig) (*rig, *wan) {
+	w := newWAN(r.t, func() string { return r.listens("c") })
 	r.via = map[string]string{"c": w.addr}
 	return r, w
 }
@@ -168,7 +169,7 @@ func (r *rig) set(g *control.Group, links map[string]control.LinkSettings) {
 // The bytes on the link keep to the lower of the group's and the link's limit, changed while they flow, and a restart
 // keeps both.
 func TestLimitsOnTheWire(t *testing.T) {
-	r, w := wanRig(t)
+	r, w := onWAN(aloneRig(t, "a", "c")) // it measures rates
 	g := r.group(1, 64<<20)
 	g.Limit = 2 << 20
 	r.set(&g, nil)
@@ -189,23 +190,14 @@ func TestLimitsOnTheWire(t *testing.T) {
 	rate := func(what string, want int64) {
 		t.Helper()
 		time.Sleep(200 * time.Millisecond)
-		var got []int64
-		for len(got) < 5 { // never above; who is not let run for a moment on a busy machine does not catch up, so below it is tried again
-			at, from := time.Now(), w.bytes.Load()
-			time.Sleep(2 * time.Second)
-			bytes := w.bytes.Load() - from
-			got = append(got, int64(float64(bytes)/time.Since(at).Seconds()))
-			switch last := got[len(got)-1]; {
-			case last > want+want/10:
-				t.Errorf("%s: %d bytes a second, want %d", what, last, want)
-				return
-			case last >= want-want/10:
-				return
-			}
+		from, at := w.bytes.Load(), time.Now()
+		time.Sleep(2 * time.Second)
+		got := float64(w.bytes.Load()-from) / time.Since(at).Seconds()
+		if got < 0.9*float64(want) || got > 1.1*float64(want) {
+			t.Errorf("%s: %.0f bytes a second, want %d", what, got, want)
 		}
-		t.Errorf("%s: %d bytes a second, want %d", what, got, want)
 	}
-	write(40)
+	write(20)
 	rate("the group's limit", 2<<20)
 	r.set(&g, map[string]control.LinkSettings{"c": {Limit: 1 << 20}})
 	rate("the link's limit", 1<<20)
@@ -221,10 +213,10 @@ func TestLimitsOnTheWire(t *testing.T) {
 	}
 	g.Limit = 0
 	r.set(&g, map[string]control.LinkSettings{"c": {}})
-	began, from := time.Now(), w.bytes.Load()
+	began := time.Now()
 	r.waitFor("in step", func() bool { st := r.status("a"); return st.Applied == st.Appended })
-	if got := float64(w.bytes.Load()-from) / time.Since(began).Seconds(); got < 4<<20 {
-		t.Errorf("without a limit the rest came at %.0f bytes a second", got)
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("without a limit the rest took %v", d)
 	}
 }
 

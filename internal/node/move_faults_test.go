@@ -56,9 +56,7 @@ func (r *rig) nbd(node, name string) *nbd.Client {
 // goBack runs a move that the store never decides, until the target has returned it.
 func (r *rig) goBack(g control.Group) {
 	r.through(g)
-	r.store.mu.Lock()
-	r.store.away = true
-	r.store.mu.Unlock()
+	r.store.set(true, "")
 	r.call("b", control.CallMigrateRun, control.MigrationID{ID: "g-1"}, nil)
 	r.waitFor("gone back", func() bool {
 		st := r.moveStatus("b")
@@ -91,7 +89,7 @@ func TestSecondTryAfterReturn(t *testing.T) {
 	for _, n := range []string{"b", "a", "c"} {
 		r.call(n, control.CallMigrateCancel, control.MigrationID{ID: "g-1"}, nil)
 	}
-	r.store.away = false
+	r.store.set(false, "")
 	g.Epoch = 3
 	sp := r.spec(g, "b")
 	sp.ID = "g-2"
@@ -310,16 +308,12 @@ func TestTargetBackAfterSourceForgot(t *testing.T) {
 	r := newRig(t, "a", "b", "c")
 	g := r.group(1, 4<<20)
 	r.through(g)
-	r.store.mu.Lock()
-	r.store.away = true
-	r.store.mu.Unlock()
+	r.store.set(true, "")
 	r.call("b", control.CallMigrateRun, control.MigrationID{ID: "g-1"}, nil)
 	r.waitFor("sealed", func() bool { return r.moveStatus("a").Sealed })
 	time.Sleep(200 * time.Millisecond)
 	r.stop("b")
-	r.store.mu.Lock()
-	r.store.away, r.store.decided = false, control.DecidedSource
-	r.store.mu.Unlock()
+	r.store.set(false, control.DecidedSource)
 	r.call("a", control.CallMigrateReopen, control.MigrationID{ID: "g-1"}, nil)
 	r.call("a", control.CallMigrateCancel, control.MigrationID{ID: "g-1"}, nil)
 	r.call("c", control.CallMigrateCancel, control.MigrationID{ID: "g-1"}, nil)

@@ -48,6 +48,13 @@ type rigStore struct {
 	away    bool
 }
 
+// set lets the store be away, or says what it has decided already: "" for nothing.
+func (s *rigStore) set(away bool, decided string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away, s.decided = away, decided
+}
+
 func (s *rigStore) SyncNode(context.Context, control.NodeReport) (control.NodeSyncReply, error) {
 	return control.NodeSyncReply{}, nil
 }
@@ -66,6 +73,11 @@ func (s *rigStore) Decide(context.Context, string, control.DecideRequest) (contr
 
 func newRig(t *testing.T, names ...string) *rig {
 	t.Parallel() // they mostly wait
+	return aloneRig(t, names...)
+}
+
+// aloneRig is a rig of a test that has the machine for itself: no other of this package runs beside it.
+func aloneRig(t *testing.T, names ...string) *rig {
 	r := &rig{t: t, nodes: map[string]*rigNode{}}
 	log := newLog(t)
 	for _, name := range names {
@@ -105,7 +117,7 @@ func (r *rig) start(name string) {
 	case err := <-n.ended:
 		n.cancel = nil
 		r.t.Fatalf("node %s: %v", name, err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(10 * time.Second):
 		r.t.Fatalf("node %s is not ready", name)
 	}
 	n.cfg.Listen = []string{n.listen} // a restart keeps the address
@@ -132,7 +144,7 @@ func (r *rig) stop(name string) {
 		if err != nil {
 			r.t.Errorf("node %s ended: %v", name, err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(10 * time.Second):
 		buf := make([]byte, 1<<20)
 		fmt.Fprintln(os.Stderr, string(buf[:runtime.Stack(buf, true)]))
 		r.t.Fatalf("node %s does not end", name)
@@ -202,7 +214,7 @@ func (r *rig) status(node string) control.GroupStatus {
 
 func (r *rig) waitFor(what string, ok func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			for name := range r.nodes {
 				r.t.Logf("%s: %+v", name, r.status(name))
@@ -408,7 +420,7 @@ func storeAwayGoesBack(r *rig) {
 	g := r.group(1, 8<<20)
 	r.through(g)
 	l := proof.New(r.disks("b", 1), proof.Options{Seed: 5, Depth: 4})
-	r.store.away = true
+	r.store.set(true, "")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- l.Run(ctx) }()

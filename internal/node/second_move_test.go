@@ -19,7 +19,7 @@ func TestSecondTryFreshJournal(t *testing.T) {
 		r.call(n, control.CallMigrateCancel, control.MigrationID{ID: "g-1"}, nil)
 	}
 	runFor(t, l, 200*time.Millisecond)
-	r.store.away = false
+	r.store.set(false, "")
 	g.Epoch = 3
 	sp := r.spec(g, "b")
 	sp.ID, sp.TargetJournal = "g-2", "b/jg2"
@@ -64,7 +64,7 @@ func TestWANBytesAfterTwoMoves(t *testing.T) {
 	for _, n := range []string{"c", "b", "d"} {
 		r.call(n, control.CallMigrateRegister, sp, nil)
 	}
-	r.store.decided = ""
+	r.store.set(false, "")
 	r.call("d", control.CallMigrateThrough, control.MigrationID{ID: "g-2"}, nil)
 	r.call("d", control.CallMigrateRun, control.MigrationID{ID: "g-2"}, nil)
 	r.waitFor("filled", func() bool {

@@ -39,7 +39,7 @@ func (r *rig) journal(node, name string) control.JournalStatus {
 // Records wait for a quantity, honestly shown; a suspension sends them, so that nothing is marked; the interval, set
 // live and kept over a restart, ends by itself; a half-full journal does not wait.
 func TestSendPace(t *testing.T) {
-	r := newRig(t, "a", "c")
+	r := aloneRig(t, "a", "c") // it says what must come in how long
 	g := r.group(2, 32<<20)
 	l := proof.New(r.disks("a", 1), proof.Options{Seed: 11, Depth: 8, Rate: 200})
 	r.change(&g, func(s *control.Settings) { s.SendBytes = 1 << 30 })
@@ -66,8 +66,8 @@ func TestSendPace(t *testing.T) {
 	r.check(l, "c", 1, true)
 	r.change(&g, func(s *control.Settings) { s.SendEveryMS = time.Hour.Milliseconds() })
 	fill := proof.New(r.disks("a", 2)[1:], proof.Options{Seed: 12, Depth: 8, MaxBlocks: 64, Span: 16 << 20})
-	before := r.status("a")
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(20 * time.Second); ; {
+		before := r.status("a")
 		runFor(t, fill, 100*time.Millisecond)
 		if now := r.status("a"); now.Applied > before.Applied+100 {
 			if used := float64(now.JournalUsed) / float64(now.JournalCapacity); used < 0.2 {

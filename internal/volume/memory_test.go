@@ -124,7 +124,7 @@ func step(p *site, m *mirror) error {
 	if _, err := m.sub.BeginStep(false); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	ctx, broken := context.WithCancelCause(ctx)
 	pumped := make(chan error, 1)
@@ -269,7 +269,7 @@ func same(t *testing.T, when string, a, b [][]byte) {
 
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("waited in vain")
 		}
