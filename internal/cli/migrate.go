@@ -21,9 +21,33 @@ func (a *app) migrateCmd() *cobra.Command {
 		}
 		return a.untilMoved(ctx, raw, control.PhaseCommitted)
 	})
+	abort := a.verb("abort ID", "Turn back a move that has not been decided", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		raw, done, err := a.change(ctx, http.MethodPost, path(migrationTable.kind, args[0], "abort"), struct{}{})
+		if err != nil || done {
+			return err
+		}
+		return a.untilMoved(ctx, raw, control.PhaseAborted)
+	})
+	cont := a.verb("continue ID", "Let a move go on that was to stop, and wait until it is filled", cobra.ExactArgs(1),
+		func(ctx context.Context, args []string) error {
+			raw, done, err := a.change(ctx, http.MethodPost, path(migrationTable.kind, args[0], "continue"), struct{}{})
+			if err != nil || done {
+				return err
+			}
+			return a.untilMoved(ctx, raw, control.PhaseFilled)
+		})
 	return noun("migrate", "Moves of a group's primary to another node", a.migrateStart(), a.listCmd(migrationTable),
-		a.showCmd(migrationTable, "ID"), commit, a.later("set", "migrate set"), a.later("continue", "migrate continue"),
-		a.later("abort", "migrate abort"))
+		a.showCmd(migrationTable, "ID"), a.migrateSet(), cont, abort, commit)
+}
+
+func (a *app) migrateSet() *cobra.Command {
+	var limit sizeFlag
+	c := a.verb("set ID --limit R", "Change the limit of a move's background copy", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.make(ctx, migrationTable, path(migrationTable.kind, args[0], "set"), control.MoveSetRequest{Limit: &limit.bytes})
+	})
+	c.Flags().Var(&limit, "limit", "background copy at most this much a second; 0: no limit")
+	must(c.MarkFlagRequired("limit"))
+	return c
 }
 
 func (a *app) migrateStart() *cobra.Command {
@@ -50,7 +74,10 @@ func (a *app) migrateStart() *cobra.Command {
 				return err
 			}
 			phase := control.PhaseFilled
-			if in.Commit {
+			switch {
+			case in.StopAt != "":
+				phase = in.StopAt
+			case in.Commit:
 				phase = control.PhaseCommitted
 			}
 			return a.untilMoved(ctx, raw, phase)
@@ -65,7 +92,7 @@ func (a *app) migrateStart() *cobra.Command {
 	f.StringVar(&in.Paths, "paths", "", "all (default) or one-by-one")
 	f.BoolVar(&in.Mirror, "mirror", false, "keep the source up to date, as a way back")
 	f.Var(&limit, "limit", "background copy at most this much a second")
-	f.StringVar(&in.StopAt, "stop-at", "", "registered or switched")
+	f.StringVar(&in.StopAt, "stop-at", "", "registered or switched: wait there for migrate continue")
 	f.BoolVar(&in.Commit, "commit", false, "remove the source at once when it is filled")
 	must(c.MarkFlagRequired("to"))
 	return c
@@ -88,9 +115,14 @@ func (a *app) untilMoved(ctx context.Context, raw json.RawMessage, phase string)
 			return false, "", fmt.Errorf("answer: %w", err)
 		}
 		switch last.Phase {
-		case control.PhaseFailed, control.PhaseAborted:
-			return false, "", control.Errorf(control.KindFailed, "migration %s has %s: %s", last.ID, last.Phase, last.Error)
-		case control.PhaseCommitted, phase:
+		case phase, control.PhaseCommitted:
+			return true, "", nil
+		case control.PhaseFailed:
+			return false, "", control.Errorf(control.KindFailed, "migration %s has failed: %s", last.ID, last.Error)
+		case control.PhaseAborted:
+			return false, "", control.Errorf(control.KindFailed, "migration %s was aborted: %s", last.ID, last.Error)
+		}
+		if phase != control.PhaseAborted && control.After(last.Phase, phase) {
 			return true, "", nil
 		}
 		return false, moveProgress(&last, &r), nil
@@ -98,7 +130,9 @@ func (a *app) untilMoved(ctx context.Context, raw json.RawMessage, phase string)
 	if err != nil {
 		return err
 	}
-	a.summary(&last)
+	if control.After(last.Phase, control.PhaseFilled) {
+		a.summary(&last)
+	}
 	return a.result(migrationTable, raw)
 }
 

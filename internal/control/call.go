@@ -30,6 +30,8 @@ const (
 	CallMigrateThrough    = "migrate.through"    // MigrationID → {} ; to the target
 	CallMigrateRun        = "migrate.run"        // MigrationID → {} ; to the target, returns at once
 	CallMigrateStatus     = "migrate.status"     // MigrationID → MigrationStatus ; any of the three
+	CallMigrateSet        = "migrate.set"        // MigrationSet → {} ; to the target
+	CallMigrateAbort      = "migrate.abort"      // MigrationID → {} ; to the target: it never takes over
 	CallMigrateCancel     = "migrate.cancel"     // MigrationID → {} ; a move that has not been run: forget it
 	CallMigrateDeregister = "migrate.deregister" // MigrationID → {} ; to secondary, target, source in this order
 
@@ -68,6 +70,12 @@ type NameOnly struct {
 // MigrationID names a move.
 type MigrationID struct {
 	ID string `json:"id"`
+}
+
+// MigrationSet changes a move under way: Limit of its background copy, bytes a second; 0: none.
+type MigrationSet struct {
+	ID    string `json:"id"`
+	Limit int64  `json:"limit"`
 }
 
 // VolumeCreate asks for a volume. Device empty: DATA-DIR/volumes/NAME.raw.

@@ -162,7 +162,13 @@ type Migration struct {
 	JournalSize int64    `json:"journal_size"` // of a made journal, bytes
 	VvolsMoved  bool     `json:"vvols_moved"`  // virtual volumes name the target's volumes
 	RunAsked    bool     `json:"run_asked"`    // migrate.run may have been sent: the target decides from here on
-	Undo        []string `json:"undo"`         // calls still to be made after the move has failed: "METHOD NODE"
+	Undo        []string `json:"undo"`         // what is still to be done after the move has gone back: "METHOD NODE [NAME]"
+	// Abort says why the move is going back by command; it is aborted when the source serves again. "": it is not.
+	Abort string `json:"abort,omitempty"`
+	// StopAt is the phase in which the move waits to be continued, registered or switched; "": it does not.
+	StopAt    string    `json:"stop_at,omitempty"`
+	Continued time.Time `json:"continued,omitzero"`
+	LimitTold int64     `json:"limit_told,omitempty"` // the limit that the target has been told
 }
 
 // MoveSeen is what the target last told of a move, kept for the time when nobody can tell it any more.
@@ -214,6 +220,15 @@ const (
 const (
 	PointGrow   = "grow"
 	PointResize = "resize"
+)
+
+// Points of a move that goes back at which tests kill a process.
+const (
+	PointAbort   = "abort"   // manager: the opposite swap
+	PointAborted = "aborted" // manager: the end of an abort
+	PointRefuse  = "refuse"  // target: its promise never to take over
+	PointReopen  = "reopen"  // source: its record that it goes on
+	PointCancel  = "cancel"  // all nodes: the move is forgotten
 )
 
 // Phases of a move: the last thing completed.

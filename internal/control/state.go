@@ -45,9 +45,18 @@ func After(phase, other string) bool {
 // Active says that a move still has its group in hand: it is neither over nor waiting for its commit.
 func (m *Migration) Active() bool { return !Ended(m.Phase) && m.Phase != PhaseFilled }
 
-// Advance sets a later phase and notes the step; an earlier phase changes nothing. It says whether it changed.
+// Returning says that a move was aborted by command and that its source may not serve again yet.
+func (m *Migration) Returning() bool { return m.Abort != "" && !Ended(m.Phase) }
+
+// Stopped says that a move waits for `migrate continue`.
+func (m *Migration) Stopped() bool {
+	return m.StopAt != "" && m.Phase == m.StopAt && m.Abort == "" && !m.RunAsked
+}
+
+// Advance sets a later phase; an earlier one changes nothing, nor does any but aborted once it was aborted. It says whether it
+// changed.
 func (m *Migration) Advance(phase string) bool {
-	if m.Phase == phase || !MayFollow(m.Phase, phase) {
+	if m.Phase == phase || !MayFollow(m.Phase, phase) || m.Abort != "" && phase != PhaseAborted {
 		return false
 	}
 	m.Phase = phase

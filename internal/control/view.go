@@ -337,6 +337,11 @@ type PairRequest struct {
 	AssumeEqual bool `json:"assume_equal,omitempty"`
 }
 
+// MoveSetRequest changes a move under way.
+type MoveSetRequest struct {
+	Limit *int64 `json:"limit,omitempty" doc:"of the background copy, bytes a second; 0: none"`
+}
+
 // MoveRequest starts a move.
 type MoveRequest struct {
 	Group    string            `json:"group"`

@@ -27,12 +27,12 @@ type Config struct {
 	Size   func() int64 // bytes of the whole, which may grow; the last region may be shorter
 	// Work copies a region, or a run of them. When it returns nil, Set must not name them any more.
 	Work     func(ctx context.Context, off, n int64) error
-	Batch    int64 // regions in a row that the sweep works at once where there is no Limit; default 1
+	Batch    int64 // regions in a row that the sweep works at once while there is no limit; default 1
 	Parallel int   // workers of the sweep, and as many for demands; default 4
 	// Busy says that somebody who matters more uses the same disks and processors just now; then only one worker in
 	// four sweeps. Nil: nobody ever does.
 	Busy     func() bool
-	Limit    *rate.Limiter // bytes of the background sweep, which demands use up but never wait for; nil: none
+	Limit    *rate.Limiter // bytes of the background sweep, which demands use up but never wait for; nil: none. May be changed
 	RetryMin time.Duration // default 20 ms
 	RetryMax time.Duration // default 2 s
 	Attempts int           // failures of a demanded region before its waiters get the error; default 5
@@ -86,8 +86,8 @@ func New(cfg Config) *Job {
 	if cfg.Parallel <= 0 {
 		cfg.Parallel = 4
 	}
-	if cfg.Batch <= 0 || cfg.Limit != nil {
-		cfg.Batch = 1 // a run that has been picked would wait for its pace, and demands of its regions with it
+	if cfg.Batch <= 0 {
+		cfg.Batch = 1
 	}
 	if cfg.RetryMin <= 0 {
 		cfg.RetryMin = 20 * time.Millisecond
@@ -222,7 +222,11 @@ func (j *Job) pick(ctx context.Context) (first, n int64, ok bool) {
 	for ctx.Err() == nil {
 		if first, ok := j.nextFree(); ok {
 			j.reserve(first)
-			for n = 1; n < j.cfg.Batch && j.free(first+n); n++ {
+			batch := j.cfg.Batch
+			if limited(j.cfg.Limit) {
+				batch = 1 // a run that has been picked would wait for its pace, and demands of its regions with it
+			}
+			for n = 1; n < batch && j.free(first+n); n++ {
 				j.reserve(first + n)
 			}
 			j.cursor = first + n
@@ -463,22 +467,26 @@ func (j *Job) backoff() time.Duration {
 	return d
 }
 
+func limited(limit *rate.Limiter) bool { return limit != nil && limit.Limit() != rate.Inf }
+
+// Waits for a limit are short, so that a change of it is felt at once.
+const (
+	minPace = time.Millisecond
+	maxPace = 100 * time.Millisecond
+)
+
 // waitN takes n bytes from the limiter, in parts of at most its burst.
 func waitN(ctx context.Context, limit *rate.Limiter, n int64) error {
-	if limit == nil {
-		return ctx.Err()
-	}
-	for n > 0 {
-		part := n
-		if limit.Limit() != rate.Inf {
-			part = min(n, int64(max(limit.Burst(), 1)))
+	for n > 0 && limited(limit) && ctx.Err() == nil {
+		part := min(n, int64(max(limit.Burst(), 1)))
+		if limit.AllowN(time.Now(), int(part)) {
+			n -= part
+			continue
 		}
-		if err := limit.WaitN(ctx, int(part)); err != nil {
-			return err
-		}
-		n -= part
+		need := time.Duration(float64(part) / float64(limit.Limit()) * float64(time.Second))
+		sleep(ctx, min(max(need, minPace), maxPace))
 	}
-	return nil
+	return ctx.Err()
 }
 
 // sleep returns false if ctx ended first.

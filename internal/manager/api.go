@@ -285,9 +285,19 @@ func (m *Manager) registerMoves(api huma.API) {
 			}
 			return shown(ctx, m.migrationViews, control.KindMigration, id)
 		})
-	handle(api, http.MethodPost, "/v1/migrations/{name}/commit", "commit-migration", "Remove the source of a filled move",
-		func(ctx context.Context, in *nameBodyIn[struct{}]) (control.MigrationView, error) {
-			id, err := m.moveCommit(ctx, in.Name)
+	plain := func(f func(context.Context, string) (string, error)) func(context.Context, string, struct{}) (string, error) {
+		return func(ctx context.Context, name string, _ struct{}) (string, error) { return f(ctx, name) }
+	}
+	moveVerb(m, api, "commit", "Remove the source of a filled move", plain(m.moveCommit))
+	moveVerb(m, api, "abort", "Turn back a move that has not been decided; answers when nothing can decide it any more", plain(m.moveAbort))
+	moveVerb(m, api, "continue", "Let a move go on that stopped where it was told to", plain(m.moveContinue))
+	moveVerb(m, api, "set", "Change a move under way", m.moveSet)
+}
+
+func moveVerb[B any](m *Manager, api huma.API, verb, summary string, f func(context.Context, string, B) (string, error)) {
+	handle(api, http.MethodPost, "/v1/migrations/{name}/"+verb, verb+"-migration", summary,
+		func(ctx context.Context, in *nameBodyIn[B]) (control.MigrationView, error) {
+			id, err := f(ctx, in.Name, in.Body)
 			if err != nil {
 				return control.MigrationView{}, err
 			}
@@ -304,9 +314,6 @@ func (m *Manager) registerLater(api huma.API) {
 		{http.MethodDelete, "/v1/pools/{name}", "pool delete"},
 		{http.MethodPost, "/v1/groups/{name}/failback", "group failback"},
 		{http.MethodPost, "/v1/groups/{name}/test", "group test"},
-		{http.MethodPost, "/v1/migrations/{name}/set", "migrate set"},
-		{http.MethodPost, "/v1/migrations/{name}/continue", "migrate continue"},
-		{http.MethodPost, "/v1/migrations/{name}/abort", "migrate abort"},
 	} {
 		id := strings.ReplaceAll(l.what, " ", "-")
 		handle(api, l.method, l.path, id, "Not built yet", func(context.Context, *none) (struct{}, error) {

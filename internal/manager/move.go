@@ -3,6 +3,7 @@ package manager
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"gantline/internal/control"
@@ -25,6 +26,9 @@ import (
 // refusal or the opposite swap ends the move, because the target may already hold the hand-over. Going back rewrites the
 // virtual volumes and ends the phase in one transaction; the calls that tidy up are listed in it (Undo) and made until
 // they are acknowledged.
+//
+// An abort by command is the same swap, made at any step before the decision (moveabort.go). It has the phase aborted only when
+// the source serves again.
 
 // moveFacts is what the loop knows beside the record; nothing of it survives the process.
 type moveFacts struct {
@@ -33,6 +37,7 @@ type moveFacts struct {
 	Refusal  string                   // the present step was answered with no
 	Failing  time.Duration            // since when the present step's calls find nobody
 	Silent   time.Duration            // since when the target does not answer
+	Away     []string                 // who was not there when it was last to be told of the move's end
 }
 
 // givesUp is how long calls are tried before a move goes back.
@@ -51,6 +56,7 @@ const (
 	moveOppose     moveAction = "oppose"     // the opposite swap: source, e+2
 	moveCorrect    moveAction = "correct"    // the target has durably refused: so has the store
 	moveUndo       moveAction = "undo"       // tell the nodes that it is over
+	moveAborted    moveAction = "aborted"    // of an abort nothing is left that anybody waits for
 	moveDeregister moveAction = "deregister" // S1601–1602
 	moveStop       moveAction = "stop"       // nothing left to do
 )
@@ -63,12 +69,16 @@ func moveNext(r *control.Migration, f moveFacts) moveAction {
 			return moveUndo
 		}
 		return moveStop
+	case r.Returning():
+		return moveNextBack(r, f)
 	case r.Phase == control.PhaseCommitted:
 		return moveStop
 	case r.Phase == control.PhaseFilled:
 		if r.Commit {
 			return moveDeregister
 		}
+		return moveStop
+	case r.Stopped():
 		return moveStop
 	case r.RunAsked:
 		return moveNextRun(r, f)
@@ -104,6 +114,17 @@ func moveNextRun(r *control.Migration, f moveFacts) moveAction {
 	return moveWatch
 }
 
+// moveNextBack is moveNext of an abort. It has ended when the source serves and everybody else knows who can be reached: a
+// target that is gone for good is not waited for.
+func moveNextBack(r *control.Migration, f moveFacts) moveAction {
+	for _, entry := range r.Undo {
+		if u := parseUndo(entry); u.node == r.Source || !slices.Contains(f.Away, u.node) {
+			return moveUndo
+		}
+	}
+	return moveAborted
+}
+
 // mergeStatus takes over what the target tells, and says whether it is worth storing: a new phase or step.
 func mergeStatus(r *control.Migration, st *control.MigrationStatus) bool {
 	changed := false
@@ -133,8 +154,22 @@ func mergeStatus(r *control.Migration, st *control.MigrationStatus) bool {
 
 func moveID(group string, n int) string { return fmt.Sprintf("%s-%d", group, n) }
 
-// undo entries are "METHOD NODE".
+// undo is one thing to be done after a move has gone back.
+type undo struct{ method, node, name string }
+
+// undoGateways waits for the gateways to lead to the source; in the place of the node stands gatewaysName, which no node has.
+const (
+	undoGateways = "gateways"
+	gatewaysName = "-"
+)
+
 func undoEntry(method, node string) string { return method + " " + node }
+
+// parseUndo reads "METHOD NODE" or "METHOD NODE NAME".
+func parseUndo(entry string) undo {
+	f := append(strings.Fields(entry), "", "", "")
+	return undo{f[0], f[1], f[2]}
+}
 
 // failMove ends a record on the source's side. reopen: the source may have been sealed.
 func failMove(r *control.Migration, secondary, why string, reopen bool) {
@@ -146,6 +181,26 @@ func failMove(r *control.Migration, secondary, why string, reopen bool) {
 		r.Undo = append(r.Undo, undoEntry(control.CallMigrateCancel, node))
 	}
 	r.Phase, r.Error, r.Decided, r.VvolsMoved = control.PhaseFailed, why, control.DecidedSource, false
+}
+
+// abortMove turns a record back by command. What the move has made at the target goes when the target has let go of it. The
+// source comes first, and depends on nobody.
+func abortMove(r *control.Migration, secondary, why string) {
+	r.Undo = nil
+	if r.RunAsked {
+		r.Undo = append(r.Undo, undoEntry(control.CallMigrateReopen, r.Source), undoEntry(control.CallMigrateAbort, r.Target))
+	}
+	r.Undo = append(r.Undo, undoEntry(undoGateways, gatewaysName))
+	for _, node := range []string{r.Target, r.Source, secondary} {
+		r.Undo = append(r.Undo, undoEntry(control.CallMigrateCancel, node))
+	}
+	for _, full := range r.MadeVolumes {
+		r.Undo = append(r.Undo, undoEntry(control.CallVolumeDelete, r.Target)+" "+control.BaseOf(full))
+	}
+	if r.MadeJournal != "" {
+		r.Undo = append(r.Undo, undoEntry(control.CallJournalDelete, r.Target)+" "+control.BaseOf(r.MadeJournal))
+	}
+	r.Abort, r.Error, r.Decided, r.VvolsMoved = why, why, control.DecidedSource, false
 }
 
 // ownGroup gives the group to one side of a move: its node, volumes and journal.

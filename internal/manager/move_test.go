@@ -20,7 +20,7 @@ import (
 // Golden histories: testdata/move/*.txt. Each line is a fact that becomes true; behind => stands what follows from it.
 //
 //	phase P | seen P (the target's) | run asked | run acked | vvols moved | refusal | failing S | silent S | gone |
-//	refused | decided W | commit | undo N
+//	refused | decided W | commit | undo N | abort | told NODE | away NODE,…
 func TestMoveHistories(t *testing.T) {
 	files, err := filepath.Glob("testdata/move/*.txt")
 	if err != nil || len(files) < 5 {
@@ -85,6 +85,16 @@ func happens(t *testing.T, r *control.Migration, f *moveFacts, fact string) {
 		r.Decided = arg
 	case fact == "commit":
 		r.Commit = true
+	case fact == "abort":
+		abortMove(r, "c", "by the test")
+	case word == "stop":
+		r.StopAt = strings.TrimPrefix(arg, "at ")
+	case fact == "continue":
+		r.StopAt = ""
+	case word == "away":
+		f.Away = strings.Split(arg, ",")
+	case word == "told": // all that is asked of a node was answered
+		r.Undo = slices.DeleteFunc(r.Undo, func(e string) bool { return parseUndo(e).node == arg })
 	case word == "undo":
 		r.Undo = slices.Repeat([]string{"migrate.cancel b"}, n)
 	case fact == "restart":
@@ -183,7 +193,7 @@ func TestMoveRefusals(t *testing.T) {
 		"hold":              {control.MoveRequest{Group: "g", To: "b", InFlight: "hold"}, control.KindRefused, "not built yet"},
 		"one by one":        {control.MoveRequest{Group: "g", To: "b", Paths: "one-by-one"}, control.KindRefused, "not built yet"},
 		"mirror":            {control.MoveRequest{Group: "g", To: "b", Mirror: true}, control.KindRefused, "not built yet"},
-		"stop at":           {control.MoveRequest{Group: "g", To: "b", StopAt: "switched"}, control.KindRefused, "not built yet"},
+		"stop at":           {control.MoveRequest{Group: "g", To: "b", StopAt: "filled"}, control.KindUsage, "registered or switched"},
 		"nonsense":          {control.MoveRequest{Group: "g", To: "b", InFlight: "maybe"}, control.KindUsage, "finish"},
 		"another size":      {control.MoveRequest{Group: "g", To: "b", Map: map[string]string{"a/v1": "b/small"}}, control.KindRefused, "8192"},
 		"of another group":  {control.MoveRequest{Group: "g", To: "b", Map: map[string]string{"a/x": "b/small"}}, control.KindUsage, "--map"},

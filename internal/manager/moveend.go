@@ -13,7 +13,7 @@ import (
 // opposite swap, which wins only if the target's has not: the source goes on in e+2 if it was sealed.
 func (m *Manager) endMove(ctx context.Context, id, why string, oppose bool) error {
 	return m.failTo(ctx, id, why, func(mg *control.Migration, g *control.Group) bool {
-		if control.Ended(mg.Phase) || mg.Decided == control.DecidedTarget || mg.RunAsked != oppose {
+		if control.Ended(mg.Phase) || mg.Returning() || mg.Decided == control.DecidedTarget || mg.RunAsked != oppose {
 			return false
 		}
 		if oppose {
@@ -29,7 +29,7 @@ func (m *Manager) endMove(ctx context.Context, id, why string, oppose bool) erro
 // move's own record a node's record wins.
 func (m *Manager) correctMove(ctx context.Context, id, why string) error {
 	return m.failTo(ctx, id, why, func(mg *control.Migration, g *control.Group) bool {
-		if control.Ended(mg.Phase) {
+		if control.Ended(mg.Phase) || mg.Returning() {
 			return false
 		}
 		ownGroup(g, mg, false, mg.Epoch+2)
@@ -55,7 +55,7 @@ func (m *Manager) failTo(ctx context.Context, id, why string, own func(*control.
 		if err := m.leadVvols(ctx, c, &mg.V, false); err != nil {
 			return 0, err
 		}
-		left, err := m.freeSide(ctx, c, &mg.V, true)
+		left, err := m.freeSide(ctx, c, &mg.V, true, false)
 		if err != nil {
 			return 0, err
 		}
@@ -77,8 +77,8 @@ func (m *Manager) failTo(ctx context.Context, id, why string, own func(*control.
 }
 
 // freeSide takes the target's (or the source's) volumes and journal out of the group, in c, and lists those that the
-// move had made.
-func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration, target bool) (left []string, err error) {
+// move had made. With keepMade those stay in it, because they are to be removed.
+func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration, target, keepMade bool) (left []string, err error) {
 	made := map[string]bool{mg.MadeJournal: true}
 	for _, v := range mg.MadeVolumes {
 		made[v] = true
@@ -97,6 +97,9 @@ func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration
 		}
 		if made[full] {
 			left = append(left, "volume "+full)
+			if keepMade {
+				continue
+			}
 		}
 		v.V.Group = ""
 		c.put(v.Key, v.Rev, v.V)
@@ -114,6 +117,9 @@ func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration
 	}
 	if made[full] {
 		left = append(left, "journal "+full)
+		if keepMade {
+			return left, nil
+		}
 	}
 	j.V.Group = ""
 	c.put(j.Key, j.Rev, j.V)
@@ -235,7 +241,7 @@ func (m *Manager) deregisterMove(ctx context.Context, mg *control.Migration) err
 
 // retireSource frees the source's volumes and journal and keeps the count of what the source has sent, in c.
 func (m *Manager) retireSource(ctx context.Context, c *change, mg *control.Migration, sent *int64) error {
-	if _, err := m.freeSide(ctx, c, mg, false); err != nil {
+	if _, err := m.freeSide(ctx, c, mg, false, false); err != nil {
 		return err
 	}
 	g, err := load[control.Group](ctx, m, control.KindGroup, mg.Group)

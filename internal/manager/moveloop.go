@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,10 +25,28 @@ type moves struct {
 
 	mu      sync.Mutex
 	running map[string]bool
+	waits   map[string]string // moves that go back → what they wait for
 }
 
 func newMoves(m *Manager) *moves {
-	return &moves{m: m, start: make(chan string, maxRunning), running: map[string]bool{}}
+	return &moves{m: m, start: make(chan string, maxRunning), running: map[string]bool{},
+		waits: map[string]string{}}
+}
+
+// note keeps what a move that goes back waits for, in this process only.
+func (ms *moves) note(id, waits string) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	delete(ms.waits, id)
+	if waits != "" {
+		ms.waits[id] = waits
+	}
+}
+
+func (ms *moves) waiting(id string) string {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	return ms.waits[id]
 }
 
 // run carries on what the store says, then what is started.
@@ -185,7 +202,9 @@ func (r *moveRunner) act(ctx context.Context, action moveAction, mg *control.Mig
 		}
 		return r.m.correctMove(ctx, mg.ID, why)
 	case moveUndo:
-		return r.m.undoMove(ctx, mg)
+		return r.undo(ctx, mg)
+	case moveAborted:
+		return r.m.abortedMove(ctx, mg.ID)
 	case moveDeregister:
 		return r.deregister(ctx, mg)
 	}
@@ -216,11 +235,13 @@ func (r *moveRunner) try(ctx context.Context, f func() error) error {
 
 func (r *moveRunner) run(ctx context.Context, mg *control.Migration) error {
 	if !mg.RunAsked {
+		asked := false // not if it was aborted meanwhile
 		_, err := r.m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
-			v.RunAsked = true
-			return true
+			asked = !v.Returning() && !control.Ended(v.Phase)
+			v.RunAsked = v.RunAsked || asked
+			return asked
 		})
-		if err != nil {
+		if err != nil || !asked {
 			return err
 		}
 	}
@@ -255,6 +276,11 @@ func (r *moveRunner) watch(ctx context.Context, mg *control.Migration) error {
 		return nil
 	}
 	r.silent, r.facts.Silent, r.facts.Target = time.Time{}, 0, st
+	if mg.Limit != mg.LimitTold {
+		if err := r.m.tellLimit(ctx, mg.ID); err != nil && !isNodeError(err) {
+			return err
+		}
+	}
 	probe := cloneMove(mg)
 	if mergeStatus(probe, st) {
 		if err := r.m.mergeMove(ctx, mg.ID, st); err != nil {
@@ -297,54 +323,4 @@ func (r *moveRunner) deregister(ctx context.Context, mg *control.Migration) erro
 func isNodeError(err error) bool {
 	var e *control.Error
 	return asError(err, &e)
-}
-
-// undoMove makes the calls that are left, in order; a node that is away does not hold up the others.
-func (m *Manager) undoMove(ctx context.Context, mg *control.Migration) error {
-	waits := map[string]bool{}
-	progress := false
-	for _, entry := range mg.Undo {
-		method, node, _ := strings.Cut(entry, " ")
-		if waits[node] {
-			continue
-		}
-		if err := m.undoOne(ctx, mg, method, node); err != nil {
-			m.log.Info("move's end is not told yet", "migration", mg.ID, "node", node, "call", method, "error", err)
-			waits[node] = true
-			continue
-		}
-		progress = true
-		if _, err := m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
-			v.Undo = slices.DeleteFunc(v.Undo, func(e string) bool { return e == entry })
-			return true
-		}); err != nil {
-			return err
-		}
-	}
-	if !progress {
-		sleep(ctx, retryUndo)
-	}
-	return nil
-}
-
-func (m *Manager) undoOne(ctx context.Context, mg *control.Migration, method, node string) error {
-	in := control.MigrationID{ID: mg.ID}
-	if _, exists, err := find[control.Node](ctx, m, control.KindNode, node); err == nil && !exists {
-		return nil // removed: there is nobody to tell
-	}
-	if method != control.CallMigrateReopen {
-		err := m.do(ctx, node, method, mg.ID, in, nil, callTimeout)
-		if control.KindOf(err) == control.KindNotFound {
-			return nil
-		}
-		return err
-	}
-	var out control.ReopenResult
-	if err := m.do(ctx, node, method, mg.ID, in, &out, callTimeout); err != nil {
-		if control.KindOf(err) == control.KindNotFound {
-			return nil
-		}
-		return err
-	}
-	return m.sourceServes(ctx, mg, out.Epoch)
 }

@@ -83,6 +83,7 @@ func (m *Manager) registerMove(ctx context.Context, mg *control.Migration) error
 	}
 	_, err = m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
 		v.Note(control.StepAt(control.StepRegister, time.Now()))
+		v.LimitTold = spec.Limit
 		return v.Advance(control.PhaseRegistered)
 	})
 	return err
@@ -130,7 +131,7 @@ func (m *Manager) sourceReady(ctx context.Context, mg *control.Migration) (bool,
 		return st.Ready, err
 	}
 	for _, s := range mg.Steps {
-		if s.Step == control.StepRegister && time.Since(s.At) > readyLimit {
+		if s.Step == control.StepRegister && time.Since(s.At) > readyLimit && time.Since(mg.Continued) > readyLimit {
 			return false, control.Errorf(control.KindRefused, "group %s did not come to be in step within %v, as a move needs it; see `gantline group show %s`",
 				mg.Group, readyLimit, mg.Group)
 		}
@@ -185,6 +186,9 @@ func (m *Manager) switchMove(ctx context.Context, mg *control.Migration) error {
 	m.point(control.StepSwitch, "before")
 	var failed error
 	_, err := m.editMove(ctx, mg.ID, func(c *change, v *control.Migration) bool {
+		if v.Returning() || control.Ended(v.Phase) {
+			return false
+		}
 		if failed = m.leadVvols(ctx, c, v, true); failed != nil || v.VvolsMoved {
 			return false
 		}
@@ -279,6 +283,9 @@ func decidedAt(mg *control.Migration) time.Time {
 func (m *Manager) mergeMove(ctx context.Context, id string, st *control.MigrationStatus) error {
 	wan := m.movedWAN(ctx, id)
 	_, err := m.editMove(ctx, id, func(_ *change, v *control.Migration) bool {
+		if v.Returning() {
+			return false
+		}
 		changed := mergeStatus(v, st)
 		if changed && wan != nil {
 			v.Seen.WANBytesSent = wan

@@ -37,8 +37,8 @@ func checkMoveFlags(in *control.MoveRequest) error {
 	switch {
 	case in.Mirror:
 		return control.NotBuilt("migrate start --mirror")
-	case in.StopAt != "":
-		return control.NotBuilt("migrate start --stop-at")
+	case in.StopAt != "" && in.StopAt != control.PhaseRegistered && in.StopAt != control.PhaseSwitched:
+		return control.Errorf(control.KindUsage, "--stop-at %q: it is registered or switched", in.StopAt)
 	case in.Limit < 0:
 		return control.Errorf(control.KindUsage, "--limit %d: bytes a second, 0 for none", in.Limit)
 	case strings.Contains(in.Group, "/"):
@@ -69,7 +69,7 @@ func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string
 		return "", err
 	}
 	if exists {
-		if id, err := joinMove(&latest.V, &g.V, in.To); id != "" || err != nil {
+		if id, err := joinMove(&latest.V, &g.V, in); id != "" || err != nil {
 			return id, err
 		}
 	}
@@ -97,8 +97,16 @@ func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string
 }
 
 // joinMove says what a second start means: the id of a move to the same target, or a refusal.
-func joinMove(latest *control.Migration, g *control.Group, to string) (string, error) {
+func joinMove(latest *control.Migration, g *control.Group, in control.MoveRequest) (string, error) {
+	to := in.To
 	switch {
+	case latest.Returning():
+		return "", control.Errorf(control.KindRefused, "group %s: migration %s is being aborted; wait until it is (`gantline wait migration %s "+
+			"--for phase=aborted`)", g.Name, latest.ID, latest.ID)
+	case !control.Ended(latest.Phase) && latest.StopAt != "" && latest.StopAt != in.StopAt && latest.Target == to &&
+		!control.After(latest.Phase, control.PhasePending):
+		return "", control.Errorf(control.KindRefused, "group %s: migration %s is to stop when it is %s; let it go on with `gantline migrate "+
+			"continue %s`", g.Name, latest.ID, latest.StopAt, latest.ID)
 	case !control.Ended(latest.Phase) && latest.Target == to:
 		return latest.ID, nil
 	case !control.Ended(latest.Phase):
@@ -108,7 +116,7 @@ func joinMove(latest *control.Migration, g *control.Group, to string) (string, e
 		return latest.ID, nil
 	}
 	for _, entry := range latest.Undo {
-		if node := entry[strings.LastIndex(entry, " ")+1:]; node == latest.Source || node == g.Secondary || node == to {
+		if node := parseUndo(entry).node; node == latest.Source || node == g.Secondary || node == to {
 			return "", control.Errorf(control.KindRefused, "group %s: node %s has not acknowledged the end of migration %s yet; "+
 				"is it running?", g.Name, node, latest.ID)
 		}
@@ -134,7 +142,7 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 	}
 	mg := &control.Migration{
 		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
-		Backlog: in.Backlog, InFlight: in.InFlight, Limit: in.Limit, Commit: in.Commit, Epoch: g.Epoch,
+		Backlog: in.Backlog, InFlight: in.InFlight, Limit: in.Limit, Commit: in.Commit, Epoch: g.Epoch, StopAt: in.StopAt,
 		SourceJournal: g.PrimaryJournal, Steps: []control.Step{}, MadeVolumes: []string{}, Undo: []string{},
 	}
 	c := m.change()
@@ -319,6 +327,9 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 	}
 	add("seal epoch %d at %s, go on in epoch %d at %s", mg.Epoch, mg.Source, mg.Epoch+1, mg.Target)
 	add("copy %d bytes from %s to %s in the background", data, mg.Source, mg.Target)
+	if mg.StopAt != "" {
+		add("stop when the move is %s, until `gantline migrate continue %s`", mg.StopAt, mg.ID)
+	}
 	if mg.Commit {
 		add("deregister %s", mg.Source)
 	}
@@ -327,12 +338,7 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 
 // moveCommit asks for the removal of the source; the loop does it. It returns the move's id.
 func (m *Manager) moveCommit(ctx context.Context, name string) (string, error) {
-	mg, exists, err := find[control.Migration](ctx, m, control.KindMigration, name)
-	if err == nil && !exists {
-		if mg, exists, err = m.latestMove(ctx, name); err == nil && !exists {
-			err = notFound(control.KindMigration, name)
-		}
-	}
+	mg, err := m.moveNamed(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -347,6 +353,9 @@ func (m *Manager) moveCommit(ctx context.Context, name string) (string, error) {
 				return "", err
 			}
 		}
+	}
+	if mg.V.Returning() {
+		return "", control.Errorf(control.KindRefused, "migration %s is being aborted: there is nothing to commit", id)
 	}
 	switch mg.V.Phase {
 	case control.PhaseCommitted:

@@ -119,7 +119,7 @@ func holding(group string, migrations []got[control.Migration]) bool {
 func rolesOf(g *control.Group, migrations []got[control.Migration]) map[string]string {
 	roles := map[string]string{}
 	for _, mg := range migrations {
-		if mg.V.Group == g.Name && mg.V.Phase != "" && !control.Ended(mg.V.Phase) {
+		if mg.V.Group == g.Name && mg.V.Phase != "" && !control.Ended(mg.V.Phase) && !mg.V.Returning() {
 			roles[mg.V.Source], roles[mg.V.Target] = control.RoleSource, control.RoleTarget
 		}
 	}

@@ -333,7 +333,14 @@ func (m *Manager) migrationViews(ctx context.Context, name string) ([]control.Mi
 	out := []control.MigrationView{}
 	for _, mg := range s.migrations {
 		if name == "" || mg.V.ID == name {
-			out = append(out, migrationView(&mg.V, s.group(mg.V.Group), s.migrations, l))
+			v := migrationView(&mg.V, s.group(mg.V.Group), s.migrations, l)
+			if waits := m.moves.waiting(mg.V.ID); mg.V.Returning() || len(mg.V.Undo) > 0 && waits != "" {
+				v.BlockedOn = &waits
+			}
+			if mg.V.Stopped() {
+				v.BlockedOn = ptr("`gantline migrate continue " + mg.V.ID + "`, as --stop-at has it")
+			}
+			out = append(out, v)
 		}
 	}
 	return out, nil

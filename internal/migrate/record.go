@@ -67,6 +67,8 @@ type Record struct {
 	Error    string                `json:"error"`
 	// Returned, at the target: the move was refused and the source has confirmed that it goes on in e+2.
 	Returned bool `json:"returned"`
+	// Aborted, at the target: the refusal was by command.
+	Aborted bool `json:"aborted,omitempty"`
 	// WANBytes is, at the target, what the source had put on the link to the secondary when it was drained.
 	WANBytes int64 `json:"wan_bytes"`
 	// WANBytesStart is this node's counter at registration.
@@ -109,6 +111,8 @@ func (r *Record) Note(step string, at time.Time) {
 // Phase is the last thing the target has completed, in INTERFACE's words.
 func (r *Record) Phase() string {
 	switch {
+	case r.Aborted && r.Returned:
+		return control.PhaseAborted
 	case r.Stage == Refused || r.Stage == Returned || r.Returned:
 		return control.PhaseFailed
 	case r.Did(control.StepDeregister):

@@ -61,6 +61,8 @@ type Target struct {
 
 	heldSince time.Time
 	wake      chan struct{}
+	acting    Action // under way
+	interrupt context.CancelFunc
 }
 
 // NewTarget takes over the record as it stands on disk.
@@ -88,6 +90,34 @@ func (t *Target) Order() error {
 	select {
 	case t.wake <- struct{}{}:
 	default:
+	}
+	return nil
+}
+
+// Abort has the target promise durably never to take over, once it may have been ordered to; it returns when that is on disk.
+// The source then goes on at once, whatever is under way here. Beyond the promise to serve it is an error.
+func (t *Target) Abort() error {
+	if r, _ := t.View(); r.Stage == Ordered || r.Stage == Adopted {
+		t.point(control.PointRefuse, "before")
+		err := t.update(func(r *Record) {
+			if r.Stage == Ordered || r.Stage == Adopted {
+				r.Stage, r.Error, r.Aborted = Refused, "aborted by command", true
+			}
+		})
+		if err != nil {
+			return err
+		}
+		t.point(control.PointRefuse, "after")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch t.rec.Stage {
+	case Registered, Through, Refused, Returned, Deregistered:
+	default:
+		return fmt.Errorf("move %s: the target is past the point of return (%s)", t.rec.Spec.ID, t.rec.Stage)
+	}
+	if t.interrupt != nil && t.acting != Return {
+		t.interrupt()
 	}
 	return nil
 }
@@ -200,6 +230,9 @@ func (t *Target) do(ctx context.Context, act Action) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	t.mu.Lock()
+	t.acting, t.interrupt = act, cancel
+	t.mu.Unlock()
 	switch act {
 	case Pend:
 		return t.pend(ctx)
@@ -274,6 +307,9 @@ func (t *Target) seal(ctx context.Context) error {
 func (t *Target) fail(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.rec.Stage != Ordered { // aborted meanwhile, for another reason
+		return
+	}
 	next := *t.rec
 	next.Error = err.Error()
 	t.rec = &next
@@ -402,12 +438,17 @@ func (t *Target) askFilled(ctx context.Context) error {
 }
 
 func (t *Target) refuse() error {
-	return t.update(func(r *Record) {
+	t.point(control.PointRefuse, "before")
+	err := t.update(func(r *Record) {
 		r.Stage = Refused
 		if r.Error == "" {
 			r.Error = fmt.Sprintf("hosts' requests were held for more than %v: %s; the source goes on", HoldLimit, t.blocked)
 		}
 	})
+	if err == nil {
+		t.point(control.PointRefuse, "after")
+	}
+	return err
 }
 
 // giveBack: relaying begins only when the source serves again; until then requests stay held. A source that is dead

@@ -384,6 +384,39 @@ func (n *Node) moveRun(_ context.Context, id string) error {
 	return m.target.Load().Order()
 }
 
+// moveSet changes the limit of the background copy; it is durable before it is in force.
+func (n *Node) moveSet(in control.MigrationSet) error {
+	m, _, err := n.move(in.ID)
+	if err != nil {
+		return err
+	}
+	t := m.target.Load()
+	if t == nil {
+		return nil // it copies nothing any more
+	}
+	if err := t.Update(func(r *migrate.Record) { r.Spec.Limit = in.Limit }); err != nil {
+		return err
+	}
+	m.ops.setLimit(in.Limit)
+	return nil
+}
+
+// moveAbort has the target promise never to take over. One that has not been ordered to is sent back by moveCancel alone.
+func (n *Node) moveAbort(_ context.Context, id string) error {
+	m, _, err := n.move(id)
+	if err != nil {
+		return nil // cancelled since
+	}
+	t := m.target.Load()
+	if t == nil {
+		return nil // it has not begun, or has ended: moveCancel tells them apart
+	}
+	if err := t.Abort(); err != nil {
+		return refused("migration %s: %v", id, err)
+	}
+	return nil
+}
+
 // moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it.
 func (n *Node) moveCancel(ctx context.Context, id string) error {
 	n.config.Lock()
@@ -408,9 +441,11 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 			}
 		}
 	}
+	n.cfg.Point(control.PointCancel, "before")
 	if err := n.state.update(func(d *durable) error { delete(d.Moves, id); return nil }); err != nil {
 		return err
 	}
+	n.cfg.Point(control.PointCancel, "after")
 	n.forgetMove(id)
 	if g := n.group(rec.Spec.Group.Name); g != nil {
 		g.pokeCopy() // a periodic source goes back to its steps
@@ -424,7 +459,8 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) error {
 	if t := m.target.Load(); t != nil {
 		err := t.Update(func(r *migrate.Record) {
-			if r.Stage == migrate.Registered || r.Stage == migrate.Through || r.Stage == migrate.Returned {
+			switch r.Stage {
+			case migrate.Registered, migrate.Through, migrate.Returned, migrate.Deregistered: // the last: by an earlier call
 				r.Stage = migrate.Deregistered
 				return
 			}
@@ -447,6 +483,7 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) e
 		node, remote := splitName(mv.Source)
 		moved[local] = &block.MovedError{Node: node, Address: n.addressOf(node), Volume: remote, Epoch: epoch}
 	}
+	n.cfg.Point(control.PointCancel, "before")
 	err := n.dropGroup(ctx, rec.Spec.Group.Name, moved, func(d *durable) {
 		delete(d.Groups, rec.Spec.Group.Name)
 		delete(d.Moves, m.id)
@@ -454,6 +491,7 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) e
 	if err != nil {
 		return err
 	}
+	n.cfg.Point(control.PointCancel, "after")
 	m.stop()
 	m.closeMaps()
 	n.forgetMove(m.id)

@@ -64,6 +64,7 @@ func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult,
 		return control.ReopenResult{}, refused("migration %s: node %s is not its source", id, n.cfg.Name)
 	}
 	if rec.Stage == migrate.Registered {
+		n.cfg.Point(control.PointReopen, "before")
 		err := n.state.update(func(d *durable) error {
 			r := d.Moves[id]
 			if r == nil {
@@ -76,6 +77,7 @@ func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult,
 		if err != nil {
 			return control.ReopenResult{}, err
 		}
+		n.cfg.Point(control.PointReopen, "after")
 	}
 	if err := g.reopen(ctx); err != nil {
 		return control.ReopenResult{}, err

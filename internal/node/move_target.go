@@ -28,6 +28,8 @@ type targetOps struct {
 	fill sync.WaitGroup
 	once sync.Once
 
+	limiter *rate.Limiter // of what all volumes fetch in the background together
+
 	modes   sync.Mutex // mode changes of the move
 	holding bool       // the machine has begun to hold
 }
@@ -39,7 +41,6 @@ type targetDisk struct {
 	peer    *peerVolume // the source's volume: relay before the decision, fetches after it
 	present *block.Bitmap
 	mapDev  block.Device
-	limiter *rate.Limiter
 }
 
 // prepareTarget opens the present maps and the way to the source. The volumes must know what is absent before their
@@ -47,7 +48,8 @@ type targetDisk struct {
 func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 	ctx, cancel := context.WithCancel(n.runCtx)
 	m.cancel = cancel
-	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx}
+	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx, limiter: rate.NewLimiter(rate.Inf, maxBurst)}
+	m.ops.setLimit(rec.Spec.Limit)
 	for _, mv := range rec.Spec.Volumes {
 		d, err := m.ops.openDisk(ctx, mv)
 		if err != nil {
@@ -60,7 +62,7 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 		if d.present, d.mapDev, err = n.openPresentMap(rec.Spec.ID, mv.Number); err != nil {
 			return err
 		}
-		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.peer, Parallel: 8, Limit: d.limiter})
+		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.peer, Parallel: 8, Limit: m.ops.limiter})
 		if err != nil {
 			return fmt.Errorf("migration %s: volume %s: %w", m.id, mv.Target, err)
 		}
@@ -96,10 +98,20 @@ func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targ
 	if d.vol.epoch.Load() == 0 {
 		d.vol.epoch.Store(o.spec.Group.Epoch) // what it relays is served in
 	}
-	if o.spec.Limit > 0 {
-		d.limiter = rate.NewLimiter(rate.Limit(o.spec.Limit), int(min(o.spec.Limit, 8<<20)))
-	}
 	return d, nil
+}
+
+// maxBurst is what a limited background copy may take at once, bytes.
+const maxBurst = 8 << 20
+
+// setLimit changes how much is fetched in the background, bytes a second; 0: as much as there is.
+func (o *targetOps) setLimit(limit int64) {
+	if limit <= 0 {
+		o.limiter.SetLimit(rate.Inf)
+		return
+	}
+	o.limiter.SetBurst(int(min(limit, maxBurst)))
+	o.limiter.SetLimit(rate.Limit(limit))
 }
 
 // firstMode is the mode of the volumes before the machine's first action. Holding is always safe.

@@ -291,6 +291,10 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 		return done(n.moveRun)
 	case control.CallMigrateStatus:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveStatus(in.ID) })
+	case control.CallMigrateSet:
+		return with(params, func(in control.MigrationSet) (any, error) { return struct{}{}, n.moveSet(in) })
+	case control.CallMigrateAbort:
+		return done(n.moveAbort)
 	case control.CallMigrateCancel:
 		return done(n.moveCancel)
 	case control.CallMigrateDeregister:

@@ -344,6 +344,10 @@ func (n *Node) migrate(method, id string, params json.RawMessage) (any, error) {
 			run := n.ctx
 			n.work.Go(func() { n.take(run, id) })
 		}
+	case control.CallMigrateSet:
+		var in control.MigrationSet
+		_ = json.Unmarshal(params, &in)
+		mv.Spec.Limit = in.Limit
 	case control.CallMigrateReopen:
 		st.Serving = mv.Spec.Group.Epoch + 2
 		return control.ReopenResult{Epoch: st.Serving}, nil
