@@ -209,8 +209,11 @@ func (m *move) aborted(when string) {
 func (m *move) race(rnd *rand.Rand, rounds int) {
 	m.t.Helper()
 	for range rounds {
-		m.WaitFor(20*time.Second, "a move begins", func() bool { return m.CLI("migrate", "start", "db", "--to", "b", "--no-wait").Code == 0 })
-		time.Sleep(time.Duration(rnd.IntN(150)) * time.Millisecond)
+		m.WaitFor(20*time.Second, "a move begins", func() bool {
+			return m.CLI("migrate", "start", "db", "--to", "b", "--stop-at", "registered").Code == 0
+		})
+		m.Do("migrate", "continue", "db", "--no-wait")
+		time.Sleep(time.Duration(rnd.IntN(60)) * time.Millisecond)
 		r := m.CLI("migrate", "abort", "db")
 		m.t.Logf("at random: exit %d %s", r.Code, r.Err)
 		if r.Code == 4 {
