@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 
 	"github.com/spf13/cobra"
+
+	"gantline/internal/control"
 )
 
 func (a *app) nodeCmd() *cobra.Command {
@@ -16,7 +19,66 @@ func (a *app) nodeCmd() *cobra.Command {
 	})
 	remove.Flags().BoolVar(&forget, "forget", false, "forget its volumes, journals and data directory too")
 	return noun("node", "Storage nodes", a.listCmd(nodeTable), a.showCmd(nodeTable, "N"), remove,
-		a.later("add-cluster", "node add-cluster"), a.later("remove-cluster", "node remove-cluster"), a.later("drain", "node drain"))
+		a.later("add-cluster", "node add-cluster"), a.later("remove-cluster", "node remove-cluster"), a.nodeDrain())
+}
+
+func (a *app) nodeDrain() *cobra.Command {
+	var in control.DrainRequest
+	c := a.verb("drain N --to M", "Move every group whose primary is on a node to another, and wait until all are filled", cobra.ExactArgs(1),
+		func(ctx context.Context, args []string) error {
+			raw, done, err := a.change(ctx, http.MethodPost, path(nodeTable.kind, args[0], "drain"), in)
+			if err != nil || done {
+				return err
+			}
+			return a.untilDrained(ctx, raw)
+		})
+	f := c.Flags()
+	f.StringVar(&in.To, "to", "", "the node to move to")
+	f.IntVar(&in.Parallel, "parallel", 2, "moves at a time")
+	f.BoolVar(&in.Commit, "commit", false, "remove each source at once when its move is filled")
+	must(c.MarkFlagRequired("to"))
+	return c
+}
+
+// untilDrained waits for a drain. One that has stopped ends with the reason, and what it has done.
+func (a *app) untilDrained(ctx context.Context, raw json.RawMessage) error {
+	var first, last control.OperationView
+	if err := json.Unmarshal(raw, &first); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	if a.noWait {
+		return a.result(operationTable, raw)
+	}
+	raw, err := a.await(ctx, path(control.KindOperation, first.ID), func(raw json.RawMessage) (bool, string, error) {
+		last = control.OperationView{}
+		if err := json.Unmarshal(raw, &last); err != nil {
+			return false, "", fmt.Errorf("answer: %w", err)
+		}
+		return last.Phase != control.DrainMoving, drainProgress(&last), nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, it := range last.Items {
+		fmt.Fprintf(a.stderr, "%s: %s %s\n", it.Object, it.Phase, it.Migration)
+	}
+	if last.Phase == control.DrainFailed {
+		return &control.Error{Kind: last.ErrorKind, Message: last.Error}
+	}
+	return a.result(operationTable, raw)
+}
+
+func drainProgress(v *control.OperationView) string {
+	line := v.ID + ":"
+	for _, it := range v.Items {
+		if it.Phase == control.DrainMoving {
+			line += " " + it.Object
+		}
+	}
+	if v.Percent != nil {
+		line = progress(line, int64(*v.Percent*10), 1000)
+	}
+	return line
 }
 
 func (a *app) gatewayCmd() *cobra.Command {

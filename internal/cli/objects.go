@@ -43,6 +43,9 @@ var (
 	pairTable = table{kind: "pairs", single: "pair", name: "primary", basic: []column{
 		{title: "GROUP", path: "group"}, {title: "PRIMARY", path: "primary"}, {title: "SECONDARY", path: "secondary"},
 		{title: "SIZE", path: "size", format: bytesOf}, {title: "STATE", path: "state"}}}
+	operationTable = table{kind: control.KindOperation, single: "operation", name: "id", basic: []column{
+		{title: "ID", path: "id"}, {title: "KIND", path: "kind"}, {title: "OBJECT", path: "object"}, {title: "PHASE", path: "phase"},
+		{title: "PERCENT", path: "percent"}, {title: "ERROR", path: "error"}}}
 	migrationTable = table{kind: control.KindMigration, single: "move", name: "id", basic: []column{
 		{title: "ID", path: "id"}, {title: "GROUP", path: "group"}, {title: "SOURCE", path: "source"}, {title: "TARGET", path: "target"},
 		{title: "PHASE", path: "phase"}, {title: "PRESENT", path: "regions.present"}, {title: "REGIONS", path: "regions.total"},

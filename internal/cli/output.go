@@ -289,6 +289,9 @@ func (a *app) plan(raw json.RawMessage) error {
 		if p.Seconds != nil {
 			fmt.Fprintf(a.stdout, "about %.0f s\n", *p.Seconds)
 		}
+		if p.PauseMS != nil {
+			fmt.Fprintf(a.stdout, "pause about %.0f ms\n", *p.PauseMS)
+		}
 	}
 	if len(p.Refusals) > 0 {
 		return control.Errorf(control.KindRefused, "it would be refused: %s", strings.Join(p.Refusals, "; "))

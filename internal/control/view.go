@@ -250,12 +250,15 @@ type StatusView struct {
 // OperationView is one entry of `operations`: something that takes its time.
 type OperationView struct {
 	ID         string   `json:"id"`
-	Kind       string   `json:"kind"` // migrate, or a copy's kind
+	Kind       string   `json:"kind"` // migrate, drain, or a copy's kind
 	Object     string   `json:"object"`
 	Phase      string   `json:"phase"`
 	Percent    *float64 `json:"percent"`
 	ETASeconds *float64 `json:"eta_seconds"`
 	Error      string   `json:"error"`
+
+	ErrorKind Kind        `json:"error_kind,omitempty"`
+	Items     []DrainItem `json:"items"` // of a drain
 }
 
 // PlanView is the answer to a dry run.

@@ -124,6 +124,14 @@ func shows[T any](api huma.API, kind, what string, views func(context.Context, s
 func (m *Manager) registerObjects(api huma.API) {
 	lists(api, control.KindNode, "nodes", m.nodeViews)
 	shows(api, control.KindNode, "node", m.nodeViews)
+	handle(api, http.MethodPost, "/v1/nodes/{name}/drain", "drain-node", "Move all groups whose primary is on a node; answers when it is stored",
+		func(ctx context.Context, in *nameBodyIn[control.DrainRequest]) (control.OperationView, error) {
+			id, err := m.nodeDrain(ctx, in.Name, in.Body)
+			if err != nil {
+				return control.OperationView{}, err
+			}
+			return shown(ctx, m.operationViews, control.KindOperation, id)
+		})
 	remove(api, "/v1/nodes/{name}", "remove-node", "Remove a node that is down", func(ctx context.Context, in *struct {
 		Name   string `path:"name"`
 		Forget bool   `query:"forget" doc:"forget its volumes and journals too"`
@@ -257,8 +265,8 @@ func (m *Manager) registerGroups(api huma.API) {
 		func(ctx context.Context, _ *none) ([]control.PairListView, error) { return m.pairViews(ctx) })
 	handle(api, http.MethodGet, "/v1/status", "status", "The whole at a glance",
 		func(ctx context.Context, _ *none) (control.StatusView, error) { return m.statusView(ctx) })
-	lists(api, control.KindOperation, "moves and copies under way", m.operationViews)
-	shows(api, control.KindOperation, "move or copy under way", m.operationViews)
+	lists(api, control.KindOperation, "moves, drains and copies under way", m.operationViews)
+	shows(api, control.KindOperation, "move or copy under way, or a node's latest drain", m.operationViews)
 }
 
 func groupAction[B any](m *Manager, api huma.API, verb, summary string, f func(context.Context, string, B) error) {

@@ -36,6 +36,7 @@ type Manager struct {
 	routes   *routes
 	pusher   *pusher
 	moves    *moves
+	drains   *drains
 	metrics  *metrics
 	handler  http.Handler
 
@@ -60,6 +61,7 @@ func New(cfg Config) *Manager {
 	m.routes = newRoutes(m)
 	m.pusher = newPusher(m)
 	m.moves = newMoves(m)
+	m.drains = newDrains(m)
 	m.metrics = newMetrics(m)
 	m.handler = m.newHandler()
 	return m
@@ -77,6 +79,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.pusher.run(ctx) })
 	g.Go(func() error { return m.notice(ctx) })
 	g.Go(func() error { return m.moves.run(ctx, entries) })
+	g.Go(func() error { return m.drains.run(ctx) })
 	m.mu.Lock()
 	m.ready = true
 	m.mu.Unlock()

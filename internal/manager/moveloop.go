@@ -83,8 +83,18 @@ func (ms *moves) run(ctx context.Context, stored []control.Entry) error {
 
 // kick has a move looked at; more than the channel holds cannot be waiting, since one group has one move.
 func (ms *moves) kick(ctx context.Context, id string) {
+	toldTo(ctx, ms.start, id)
+}
+
+// toldTo sends at once if there is room, be it that whoever asked has gone away meanwhile: what is stored is to be done.
+func toldTo(ctx context.Context, start chan<- string, id string) {
 	select {
-	case ms.start <- id:
+	case start <- id:
+		return
+	default:
+	}
+	select {
+	case start <- id:
 	case <-ctx.Done():
 	}
 }

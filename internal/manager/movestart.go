@@ -10,9 +10,6 @@ import (
 	"gantline/internal/control"
 )
 
-// copySpeed is the guess of a dry run where no limit is set, bytes a second.
-const copySpeed = 100 << 20
-
 // checkMoveFlags refuses what is not built and what never was.
 func checkMoveFlags(in *control.MoveRequest) error {
 	for _, f := range []struct {
@@ -69,7 +66,8 @@ func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string
 		return "", err
 	}
 	if exists {
-		if id, err := joinMove(&latest.V, &g.V, in); id != "" || err != nil {
+		id, err := joinMove(&latest.V, &g.V, in)
+		if err = weigh(ctx, err); id != "" || err != nil {
 			return id, err
 		}
 	}
@@ -155,13 +153,13 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		mv := control.MovedVolume{Number: p.Number, Source: p.Primary, Target: in.Map[p.Primary], Size: p.Size}
 		if mv.Target == "" {
 			mv.Target = in.To + "/" + control.BaseOf(p.Primary)
-			if err := m.absent(ctx, c, mv.Target, there, "--map "+p.Primary+"="+mv.Target); err != nil {
+			if err := weigh(ctx, m.absent(ctx, c, mv.Target, there, "--map "+p.Primary+"="+mv.Target)); err != nil {
 				return nil, nil, err
 			}
 			mg.MadeVolumes = append(mg.MadeVolumes, mv.Target)
 		} else {
 			mapped++
-			if err := m.takeTarget(ctx, c, mg, mv); err != nil {
+			if err := weigh(ctx, m.takeTarget(ctx, c, mg, mv)); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -171,7 +169,7 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		return nil, nil, control.Errorf(control.KindUsage, "--map names %d volumes, of which %d are primaries of group %s",
 			len(in.Map), mapped, g.Name)
 	}
-	err := m.moveJournal(ctx, c, mg, in.Journal, there)
+	err := weigh(ctx, m.moveJournal(ctx, c, mg, in.Journal, there))
 	return mg, c, err
 }
 
@@ -296,10 +294,15 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 		space += data
 	}
 	if free > 0 && space > free {
-		refusals = append(refusals, fmt.Sprintf("node %s: %d bytes are needed, %d are free", mg.Target, space, free))
+		refusals = append(refusals, noRoom(mg.Target, space, free))
 	}
 	if p := planOf(ctx); p != nil {
-		p.set(movePlan(mg, g, refusals, space, data))
+		known, err := m.figures(ctx, mg)
+		if err != nil {
+			return err
+		}
+		p.set(movePlan(mg, g, append(p.refusals(), refusals...), space, data, known))
+		p.free = free
 		return nil
 	}
 	if len(refusals) > 0 {
@@ -308,12 +311,12 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 	return nil
 }
 
-func movePlan(mg *control.Migration, g *control.Group, refusals []string, space, data int64) control.PlanView {
-	rate := mg.Limit
-	if rate == 0 {
-		rate = copySpeed
-	}
-	v := control.PlanView{Refusals: refusals, SpaceBytes: &space, Seconds: ptr(float64(data) / float64(rate))}
+func noRoom(node string, need, free int64) string {
+	return fmt.Sprintf("node %s: %d bytes are needed, %d are free", node, need, free)
+}
+
+func movePlan(mg *control.Migration, g *control.Group, refusals []string, space, data int64, known moveFigures) control.PlanView {
+	v := control.PlanView{Refusals: refusals, SpaceBytes: &space, Seconds: known.seconds(mg.Limit, data), PauseMS: known.pauseMS}
 	add := func(format string, args ...any) { v.Plan = append(v.Plan, fmt.Sprintf(format, args...)) }
 	for _, name := range mg.MadeVolumes {
 		add("make volume %s", name)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 
 	"gantline/internal/control"
@@ -15,6 +16,7 @@ import (
 type plan struct {
 	mu   sync.Mutex
 	view control.PlanView
+	free int64 // bytes at the target of a move, 0: not known
 }
 
 type planKey struct{}
@@ -28,6 +30,28 @@ func (p *plan) add(lines ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.view.Plan = append(p.view.Plan, lines...)
+}
+
+// refuse notes a condition that would refuse the operation.
+func (p *plan) refuse(why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.view.Refusals = append(p.view.Refusals, why)
+}
+
+func (p *plan) refusals() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.view.Refusals)
+}
+
+// weigh has an operation go on in a dry run behind a refusal, which is noted, so that all of them are told at once.
+func weigh(ctx context.Context, err error) error {
+	if p := planOf(ctx); p != nil && control.KindOf(err) == control.KindRefused {
+		p.refuse(err.Error())
+		return nil
+	}
+	return err
 }
 
 // set replaces what was collected: for operations that know more of their plan than their steps.

@@ -468,7 +468,13 @@ func (m *Manager) operationViews(ctx context.Context, id string) ([]control.Oper
 		return nil, err
 	}
 	out := []control.OperationView{}
+	drains, err := m.drainViews(ctx, id, st.Migrations)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, drains...)
 	add := func(o control.OperationView) {
+		o.Items = []control.DrainItem{}
 		if id == "" || o.ID == id {
 			out = append(out, o)
 		}

@@ -201,14 +201,15 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	return bad
 }
 
-// targetRefusals says what keeps this node from being the target of the move.
-func (n *Node) targetRefusals(spec control.MigrationSpec) []string {
+// targetRefusals says what keeps this node from being the target of the move. early: before what is to be made has been made.
+func (n *Node) targetRefusals(spec control.MigrationSpec, early bool) []string {
 	d := n.state.view()
 	var bad []string
 	add := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
 	for _, mv := range spec.Volumes {
 		_, name := splitName(mv.Target)
 		switch v := d.Volumes[name]; {
+		case v == nil && early:
 		case v == nil:
 			add("volume %s does not exist", mv.Target)
 		case v.Size != mv.Size:
@@ -227,6 +228,8 @@ func (n *Node) targetRefusals(spec control.MigrationSpec) []string {
 	_, jnl := splitName(spec.TargetJournal)
 	if spec.Group.Log == control.LogQueue {
 		// It needs none.
+	} else if d.Journals[jnl] == nil && early {
+		// It is to be made.
 	} else if d.Journals[jnl] == nil {
 		add("journal %s does not exist", spec.TargetJournal)
 	} else if user := d.userOf(jnl); user != "" {
@@ -264,6 +267,7 @@ func (n *Node) checkMove(spec control.MigrationSpec) (control.MigrationCheck, er
 			return c, err
 		}
 		c.FreeBytes = free
+		c.Refusals = n.targetRefusals(spec, true)
 	case spec.Secondary:
 		if n.group(spec.Group.Name) == nil {
 			c.Refusals = append(c.Refusals, fmt.Sprintf("group %s is not on node %s", spec.Group.Name, n.cfg.Name))
@@ -275,7 +279,7 @@ func (n *Node) checkMove(spec control.MigrationSpec) (control.MigrationCheck, er
 // registerAtTarget makes the group here, without a role yet, and the present maps with every region absent.
 func (n *Node) registerAtTarget(rec *migrate.Record) error {
 	spec := rec.Spec
-	if bad := n.targetRefusals(spec); len(bad) > 0 {
+	if bad := n.targetRefusals(spec, false); len(bad) > 0 {
 		return refused("migration %s: %s", spec.ID, bad[0])
 	}
 	_, jnl := splitName(spec.TargetJournal)

@@ -1,0 +1,62 @@
+package processes
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"gantline/internal/control"
+	"gantline/internal/proof"
+	"gantline/test/site"
+)
+
+// A node is drained of three groups under load, with the manager killed on the way: everything is served at the other node, hosts
+// see no error, the copies are equal. A volume in no group is named in advance.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	seed := site.Seed(t)
+	s := site.Start(t, nil)
+	var made []*site.Made
+	var loads []*site.Running
+	for i, name := range []string{"one", "three", "two"} {
+		g := s.Pair(name, 1+i%2*2, 16*mib, "32MiB")
+		made = append(made, g)
+		loads = append(loads, site.Run(proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 4, MaxBlocks: 8, FlushEvery: 30, Rate: 200})))
+	}
+	s.Do("volume", "create", "a/lone", "--size", "1MiB")
+	for _, line := range []string{"node drain a --to b", "node drain a --to b --dry-run"} {
+		if r := s.CLI(line); r.Code != 4 || !strings.Contains(r.Err, "a/lone") {
+			t.Errorf("%s: %v", line, r)
+		}
+	}
+	s.Do("volume", "delete", "a/lone", "--yes")
+	s.Do("node", "drain", "a", "--to", "b", "--no-wait")
+	time.Sleep(300 * time.Millisecond)
+	s.Manager.Kill()
+	s.Manager.Start()
+	s.WaitFor(60*time.Second, "the drain has ended", func() bool {
+		var v control.OperationView
+		return s.Get("/v1/operations/drain-a", &v) == nil && v.Phase == control.DrainDone
+	})
+	var v control.OperationView
+	if err := json.Unmarshal([]byte(s.Do("node", "drain", "a", "--to", "b", "--commit", "-o", "json")), &v); err != nil || v.Phase != control.DrainDone {
+		t.Errorf("repeated with --commit: %+v, %v", v, err)
+	}
+	for i, g := range made {
+		v := s.AwaitPhase(g.Name, 30*time.Second, "committed")
+		if gr := s.Group(g.Name); gr.Primary != "b" || v.ID != g.Name+"-1" {
+			t.Errorf("%s: primary %s after %s", g.Name, gr.Primary, v.ID)
+		}
+		if err := loads[i].Stop(); err != nil {
+			t.Errorf("%s: the host saw an error: %v", g.Name, err)
+		}
+		s.AwaitInStep(g.Name, 30*time.Second)
+		s.Equal(loads[i].Load, "secondary of "+g.Name, s.Exports(s.C, g))
+		s.Equal(loads[i].Load, "primary of "+g.Name, s.Exports(s.B, g))
+		t.Logf("%s: pause %v ms, longest gap %v", g.Name, deref(v.PauseMS), loads[i].Stats().LongestGap)
+	}
+	if out := s.Do("node", "drain", "a", "--to", "b", "--dry-run"); !strings.Contains(out, "nothing of a") || strings.Contains(out, "from a to b") {
+		t.Errorf("what is left to drain:\n%s", out)
+	}
+}
