@@ -98,7 +98,8 @@ type Receiver struct {
 	applied   record.Seq
 	row       record.Row // the store's newest; zero: none
 	cuts      int        // how often stored records have been dropped
-	unsynced  int        // bytes appended since the last sync began
+	waiting   bool       // something has been appended since the last sync began
+	unsynced  int        // bytes of it
 	hurry     bool       // the next sync is not to be delayed
 	full      bool
 	repeated  int64      // records that came though they were stored
@@ -195,7 +196,7 @@ func (r *Receiver) gather(ctx context.Context) {
 func (r *Receiver) sync() {
 	r.mu.Lock()
 	idle, cuts := r.durable == r.stored || r.err != nil, r.cuts
-	r.unsynced, r.hurry = 0, false
+	r.waiting, r.unsynced, r.hurry = false, 0, false
 	r.mu.Unlock()
 	if idle {
 		return
@@ -317,6 +318,20 @@ func (r *Receiver) wakeStreams() {
 	for s := range r.streams {
 		poke(s.ackWake)
 		poke(s.storeWake)
+	}
+}
+
+// toBeSynced counts records that have just been stored. Run is woken for the first of those that wait for the same sync,
+// when enough have gathered, and for haste: not for each append. Under mu.
+func (r *Receiver) toBeSynced(recs []record.Record) {
+	first, before, hurried := !r.waiting, r.unsynced, r.hurry
+	r.waiting = true
+	for i := range recs {
+		r.unsynced += len(recs[i].Data)
+		r.hurry = r.hurry || recs[i].Op == record.OpFence || recs[i].Op == record.OpEnd
+	}
+	if first || before < r.cfg.SyncBytes && r.unsynced >= r.cfg.SyncBytes || r.hurry && !hurried {
+		r.wakeSync()
 	}
 }
 

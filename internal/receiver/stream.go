@@ -525,12 +525,8 @@ func (r *Receiver) append(s *stream, recs []record.Record) error {
 	}
 	r.stored = recs[len(recs)-1].Seq
 	r.full, r.stuck = false, time.Time{}
-	for i := range recs {
-		r.unsynced += len(recs[i].Data)
-		r.hurry = r.hurry || recs[i].Op == record.OpFence || recs[i].Op == record.OpEnd
-	}
 	r.cfg.Applier.Stored(recs)
-	r.wakeSync()
+	r.toBeSynced(recs)
 	for other := range r.streams {
 		if other != s {
 			poke(other.storeWake)
