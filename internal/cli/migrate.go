@@ -130,6 +130,9 @@ func (a *app) untilMoved(ctx context.Context, raw json.RawMessage, phase string)
 	if err != nil {
 		return err
 	}
+	if phase == control.PhaseAborted && last.BlockedOn != nil && *last.BlockedOn != "" {
+		fmt.Fprintf(a.stderr, "migration %s is aborted; what is left is done when it can be: %s\n", last.ID, *last.BlockedOn)
+	}
 	if control.After(last.Phase, control.PhaseFilled) {
 		a.summary(&last)
 	}

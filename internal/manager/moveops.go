@@ -63,14 +63,23 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 // registerMove makes what the move is to make, and tells secondary, source and target, in this order.
 func (m *Manager) registerMove(ctx context.Context, mg *control.Migration) error {
 	for _, full := range mg.MadeVolumes {
+		if err := m.stillWanted(ctx, mg.ID); err != nil {
+			return err
+		}
 		if err := m.makeTargetVolume(ctx, mg, full); err != nil {
 			return err
 		}
 	}
 	if mg.MadeJournal != "" {
+		if err := m.stillWanted(ctx, mg.ID); err != nil {
+			return err
+		}
 		if err := m.makeTargetJournal(ctx, mg); err != nil {
 			return err
 		}
+	}
+	if err := m.stillWanted(ctx, mg.ID); err != nil {
+		return err
 	}
 	spec, err := m.spec(ctx, mg)
 	if err != nil {
@@ -86,6 +95,15 @@ func (m *Manager) registerMove(ctx context.Context, mg *control.Migration) error
 		v.LimitTold = spec.Limit
 		return v.Advance(control.PhaseRegistered)
 	})
+	return err
+}
+
+// stillWanted ends the making of what a move needs, which may take long, when the move was aborted meanwhile.
+func (m *Manager) stillWanted(ctx context.Context, id string) error {
+	mg, err := load[control.Migration](ctx, m, control.KindMigration, id)
+	if err == nil && mg.V.Returning() {
+		return control.Errorf(control.KindRefused, "migration %s was aborted", id)
+	}
 	return err
 }
 

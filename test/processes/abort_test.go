@@ -38,18 +38,19 @@ func abortPoints() []killPoint {
 func TestAbortKillPoints(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
-	points := abortPoints()
+	points, forms := abortPoints(), abortForms()
+	rnd := rand.New(rand.NewPCG(seed, 21))
 	if names := os.Getenv("GANTLINE_KILL_POINTS"); names != "" {
 		points = slices.DeleteFunc(points, func(k killPoint) bool { return !slices.Contains(strings.Split(names, ","), k.String()) })
 	} else if site.Campaign() == 0 {
-		rnd := rand.New(rand.NewPCG(seed, 21))
 		rnd.Shuffle(len(points), func(i, j int) { points[i], points[j] = points[j], points[i] })
 		points = points[:2]
 	}
 	for _, k := range append([]killPoint{{process: "g"}}, points...) {
 		t.Run(k.String(), func(t *testing.T) {
+			form := forms[rnd.IntN(len(forms))]
 			t.Parallel()
-			m := abortSite(t, k, 3, seed)
+			m := abortSite(t, k, 3, seed, form)
 			m.pause()
 			if r := m.CLI("migrate", "abort", "db", "--no-wait"); r.Code != 0 && k.process != "manager" {
 				t.Fatal(r)
@@ -72,14 +73,31 @@ func TestAbortKillPoints(t *testing.T) {
 	}
 }
 
-func abortSite(t *testing.T, k killPoint, volumes int, seed uint64) *move {
+// abortForms are the forms of groups that are moved and turned back; GANTLINE_FORM names one.
+func abortForms() [][]string {
+	all := [][]string{nil, {"--mode", "sync"}, {"--mode", "periodic", "--interval", "300ms"}, {"--log", "queue"}, {"--transfer", "pull"}}
+	if name := os.Getenv("GANTLINE_FORM"); name != "" {
+		return slices.DeleteFunc(all, func(form []string) bool { return !slices.Contains(form, name) })
+	}
+	return all
+}
+
+func abortSite(t *testing.T, k killPoint, volumes int, seed uint64, form []string) *move {
 	t.Helper()
 	env := map[string][]string{}
 	if k.step != "" {
 		env[k.process] = site.KillAt(k.step, k.edge)
 	}
 	s := site.Start(t, env)
-	m := &move{Site: s, t: t, k: k, g: s.Pair("db", volumes, 64*mib, "64MiB")}
+	pair, journal := s.Pair, "64MiB"
+	switch {
+	case slices.Contains(form, "queue"):
+		pair, journal, form = s.PairOnQueue, "640MiB", nil // a quarter of it takes all that may be in doubt
+	case slices.Contains(form, "periodic"):
+		journal = "256MiB"
+	}
+	m := &move{Site: s, t: t, k: k, g: pair("db", volumes, 64*mib, journal, form...)}
+	t.Logf("form %q, journals of %s", form, journal)
 	disks := s.Disks
 	if k.process == "g" {
 		disks = s.FirmDisks // a host's connection dies with the gateway
@@ -108,7 +126,10 @@ func (m *move) again() {
 		var r site.Result
 		start := []string{"migrate", "start", "db", "--to", "b", "--no-wait"}
 		if m.Move("db").Phase == "failed" {
-			start = append(start, "--yes", "--journal", "b/db-log")
+			start = append(start, "--yes")
+			if m.CLI("journal", "show", "b/db-log").Code == 0 {
+				start = append(start, "--journal", "b/db-log")
+			}
 			for _, v := range m.g.Volumes {
 				start = append(start, "--map", "a/"+v+"=b/"+v)
 			}
@@ -143,7 +164,7 @@ func TestAbortAtEachStep(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(seed, uint64(volumes)))
-			m := abortSite(t, killPoint{}, volumes, seed)
+			m := abortSite(t, killPoint{}, volumes, seed, nil)
 			for _, step := range []struct {
 				name  string
 				reach func()
@@ -221,4 +242,31 @@ func (m *move) race(rnd *rand.Rand, rounds int) {
 		}
 		m.aborted("at random")
 	}
+}
+
+// The source has sealed its epoch and handed over, the target dies before it has asked for the decision: an abort has the source go
+// on in the next epoch without it. The target learns of it when it is back.
+func TestAbortOfASealedMove(t *testing.T) {
+	t.Parallel()
+	seed := site.Seed(t)
+	forms := abortForms()
+	m := abortSite(t, killPoint{"b", control.StepDecide, "before"}, 3, seed, forms[rand.New(rand.NewPCG(seed, 22)).IntN(len(forms))])
+	m.start()
+	m.WaitFor(30*time.Second, "the target kills itself", func() bool { return !m.B.Alive() })
+	if !m.B.WasKilled() {
+		t.Fatalf("b ended otherwise: %s", m.B.Ended())
+	}
+	m.Do("migrate", "abort", "db")
+	before := m.load.Stats().Writes
+	m.WaitFor(10*time.Second, "hosts go on", func() bool { return m.load.Stats().Writes > before+50 })
+	if g, v := m.Group("db"), m.Move("db"); g.Primary != "a" || g.Epoch != 3 || v.Phase != "aborted" || v.BlockedOn == nil || *v.BlockedOn == "" {
+		t.Errorf("primary %s in epoch %v; %s, left: %v", g.Primary, g.Epoch, v.Phase, deref(v.BlockedOn))
+	}
+	if r := m.CLI("migrate", "start", "db", "--to", "b"); r.Code != 4 && r.Code != 5 {
+		t.Errorf("a move to a target that is dead: %v", r)
+	}
+	m.B.Start()
+	m.aborted("the target is back")
+	m.again()
+	m.ends()
 }
