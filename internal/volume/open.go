@@ -170,8 +170,8 @@ func (g *Group) replayOne(r *record.Record) error {
 	if g.Role() == RoleSealed {
 		g.role.Store(uint32(RoleIdle)) // another row followed the fence
 	}
-	if r.Seq <= g.ckpt || r.Volume == 0 {
-		return nil
+	if r.Seq <= g.ckpt || r.Volume == 0 || r.Op == record.OpMember || r.Op == record.OpDigest {
+		return nil // a member record, or a digest, may be of a volume that a follower has not been told of: it changes none
 	}
 	m := g.member(r.Volume)
 	if m == nil {
