@@ -257,8 +257,8 @@ func (g *group) openMaps(rec *groupRecord) error {
 
 // close stops everything so that the devices are complete: first what brings records, then what writes them back.
 func (g *group) close() error {
-	g.dropInterval()
 	g.stopFeed()
+	g.dropInterval() // last, for the copy loop may have begun one
 	g.run.stop()
 	g.steer.Lock() // a command that has begun ends first, later ones find it closed
 	defer g.steer.Unlock()

@@ -82,7 +82,10 @@ func (g *group) promote(rec *groupRecord) (err error) {
 	defer func() {
 		if err != nil && !opened {
 			g.vg.DropPreview() // a new previewer does not know of it
-			err = errors.Join(err, g.startSecondary(g.n.state.view().Groups[g.name]))
+			if again := g.startSecondary(g.n.state.view().Groups[g.name]); again != nil {
+				g.fail(again)
+				err = errors.Join(err, again)
+			}
 		}
 	}()
 	p, err := g.settle()
@@ -240,7 +243,12 @@ func (g *group) openApply(rec *groupRecord, progress func(record.Seq)) (*apply.L
 		Log: groupLog{g.jnl}, Sink: followerSink{g},
 		State: apply.State{Applied: g.vg.Applied(), Consistent: !rec.Inconsistent},
 		Save: func(s apply.State) error {
-			return g.n.state.update(func(d *durable) error { d.Groups[g.name].Inconsistent = !s.Consistent; return nil })
+			return g.n.state.update(func(d *durable) error {
+				if r := d.Groups[g.name]; r != nil { // else it is being deleted
+					r.Inconsistent = !s.Consistent
+				}
+				return nil
+			})
 		},
 		Stored: cur.Appended, Durable: cur.Durable, Progress: progress,
 	})

@@ -206,7 +206,7 @@ func (n *Node) superseded(ctx context.Context, r control.Reign) (control.Superse
 	if err := n.recordSuperseded(r.Name, r); err != nil {
 		return control.SupersededReply{}, err
 	}
-	g.retire()
+	g.retire(r)
 	g.letFinish(ctx, rec)
 	return control.SupersededReply{Appended: uint64(vg.Appended())}, nil
 }
@@ -250,7 +250,7 @@ func (n *Node) promotedTo(rec *groupRecord, number uint16, r control.Reign) *blo
 }
 
 // retire ends the copying, once: what the promoted node lacks is marked here, for the way back.
-func (g *group) retire() {
+func (g *group) retire(r control.Reign) {
 	g.steer.Lock()
 	defer g.steer.Unlock()
 	g.mu.Lock()
@@ -261,15 +261,15 @@ func (g *group) retire() {
 	}
 	g.role, g.epoch = control.RoleSuperseded, 0
 	g.mu.Unlock()
-	g.n.log.Error("superseded: this node refuses hosts", "group", g.name, "reign", fmt.Sprint(*g.n.state.view().Groups[g.name].Superseded))
-	g.dropInterval()
+	g.n.log.Error("superseded: this node refuses hosts", "group", g.name, "reign", fmt.Sprint(r))
 	if sub != nil {
 		sub.StopWaiting() // who waits for the secondary must not be told that all is well
 	}
 	g.n.work.Go(func() { // may be asked for by what it ends
 		feed.stop()
+		g.dropInterval()
 		if sub != nil {
-			if err := g.markBehindCut(sub); err != nil {
+			if err := g.markBehindCut(sub, r); err != nil {
 				g.n.log.Error("what the promoted node lacks is marked at the next start", "group", g.name, "cause", err)
 			}
 		}
@@ -290,22 +290,23 @@ func (g *group) startSuperseded(rec *groupRecord) error {
 	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil || rec.CutMarked {
 		return err
 	}
-	return g.markBehindCut(g.sub)
+	return g.markBehindCut(g.sub, *rec.Superseded)
 }
 
 // markBehindCut takes the promoted node out of the stream with all marked that lies behind the cut, and records that: what it had
 // acknowledged behind the cut it has let go. Once recorded it is not looked for again, for the log may have freed it. Marks come
 // first: a log in memory forgets what nobody in the stream lacks.
-func (g *group) markBehindCut(sub *volume.Subscriber) error {
-	rec := g.n.state.view().Groups[g.name]
-	if err := sub.CutBack(record.Seq(rec.Superseded.Cut)); err != nil {
+func (g *group) markBehindCut(sub *volume.Subscriber, r control.Reign) error {
+	if err := sub.CutBack(record.Seq(r.Cut)); err != nil {
 		return err
 	}
 	if err := sub.Suspend("superseded"); err != nil {
 		return err
 	}
 	return g.n.state.update(func(d *durable) error {
-		d.Groups[g.name].CutMarked = true
+		if rec := d.Groups[g.name]; rec != nil && rec.Superseded != nil { // else deleted meanwhile
+			rec.CutMarked = true
+		}
 		return nil
 	})
 }

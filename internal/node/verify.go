@@ -139,7 +139,7 @@ func (g *group) verifyAll(ctx context.Context, todo []extent) error {
 		})
 	})
 	members := map[uint16]string{}
-	for _, m := range g.n.state.view().Groups[g.name].Members {
+	for _, m := range g.members() { // none, once the group is deleted
 		members[m.Number] = g.n.cfg.Name + "/" + m.Volume
 	}
 	g.noteVerify(func(st *control.VerifyStatus) {

@@ -192,3 +192,17 @@ func TestVerifyBesideSampling(t *testing.T) {
 		t.Fatalf("%+v", st)
 	}
 }
+
+// TestDeleteInsideVerify: a group may be deleted while it is verified; the node goes on without it.
+func TestDeleteInsideVerify(t *testing.T) {
+	r := newRig(t, "a", "c")
+	r.group(1, 64<<20)
+	r.waitFor("in step", r.inStep)
+	var st control.VerifyStatus
+	r.call("a", control.CallGroupVerify, control.GroupVerify{Name: "g"}, &st)
+	if st.State != control.VerifyRunning {
+		t.Fatalf("%+v", st)
+	}
+	r.call("a", control.CallGroupDelete, control.NameOnly{Name: "g"}, nil)
+	writeTo(t, r.nbd("a", "v1"), 0, 4096, 1)
+}
