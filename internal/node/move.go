@@ -160,7 +160,7 @@ func (g *group) ready() error {
 	g.mu.Lock()
 	sub := g.sub
 	g.mu.Unlock()
-	if st.State != "paired" || sub == nil || sub.State() != volume.SubStreaming {
+	if st.State != "paired" || sub == nil || sub.State() != volume.SubStreaming || sub.Resting() {
 		return refused("group %s is %s in epoch %d: only a paired group is handed over", g.name, st.State, st.Epoch)
 	}
 	if age := sub.Lag().Age; g.onQueue() && age > queueLag {

@@ -249,7 +249,7 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	if errors.Is(err, ErrFull) {
 		err = g.relieve(recs)
 	}
-	if errors.Is(err, ErrFull) && (errors.Is(err, ErrSourceAway) || errors.Is(err, ErrHeldBack)) {
+	if errors.Is(err, ErrFull) && (errors.Is(err, ErrSourceAway) || errors.Is(err, ErrHeldBack) || errors.Is(err, ErrSuspended)) {
 		return 0, fmt.Errorf("%w: %w", block.ErrIO, err)
 	}
 	if tooMuch := errors.Is(err, ErrFull) || errors.Is(err, ErrTooLarge); tooMuch && len(recs) > 1 {
@@ -293,6 +293,9 @@ func (g *Group) relieve(recs []record.Record) error {
 		}
 		if slowest == nil {
 			return g.waitPostponed(func() error { return g.log.Append(recs) })
+		}
+		if recs[0].Op == record.OpFence { // behind it nobody is brought back into the stream
+			return fmt.Errorf("%w: %w: %s would have to be cut off", ErrFull, ErrSuspended, slowest.name)
 		}
 		slowest.cutOff("the log is full")
 	}

@@ -48,7 +48,7 @@ func (g *Group) awaitTurn(try func() error) error {
 		if !errors.Is(err, ErrHeldBack) || time.Now().After(end) {
 			return err
 		}
-		for g.log.Cursors().Trimmed == trimmed && g.someoneStays() && !g.superseded.Load() {
+		for g.log.Cursors().Trimmed == trimmed && g.someoneStays() && !g.superseded.Load() && g.Err() == nil {
 			if _, _, refusal := g.replicated(); refusal != nil || time.Now().After(end) {
 				return err
 			}

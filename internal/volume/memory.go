@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -100,7 +101,7 @@ const sealPatience = 3 * time.Second
 // sealMemory seals a log in memory. What it has not sent would be lost with its process, so first each subscriber gets all
 // of it, durably. Then one write ends the row and names the next owner: dead before it nothing is sealed, dead behind it
 // nobody lacks anything that only this log could give. There is no fence: the last record is the cut.
-func (g *Group) sealMemory(ctx context.Context, next record.EpochID, inStep int) (record.Seq, error) {
+func (g *Group) sealMemory(ctx context.Context, next record.EpochID) (record.Seq, error) {
 	ctx, cancel := context.WithTimeout(ctx, sealPatience)
 	defer cancel()
 	g.mu.Lock()
@@ -116,25 +117,25 @@ func (g *Group) sealMemory(ctx context.Context, next record.EpochID, inStep int)
 		if err := g.syncTo(cut); err != nil {
 			return 0, err
 		}
-		if err := g.awaitThere(ctx, cut, inStep); err != nil {
+		if err := g.awaitThere(ctx, cut); err != nil {
 			return 0, err
 		}
-		if sealed, err := g.sealAt(cut, next, inStep); sealed || err != nil {
+		if sealed, err := g.sealAt(cut, next); sealed || err != nil {
 			return cut, err
 		}
 	}
 }
 
 // awaitThere returns nil once each subscriber has all records up to seq durably.
-func (g *Group) awaitThere(ctx context.Context, seq record.Seq, inStep int) error {
+func (g *Group) awaitThere(ctx context.Context, seq record.Seq) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if err := g.Err(); err != nil {
 			return err
 		}
-		if g.streaming() < inStep {
-			return g.lostInSeal()
+		if err := g.allThere(); err != nil {
+			return err
 		}
 		if g.there(seq) {
 			return nil
@@ -150,7 +151,7 @@ func (g *Group) awaitThere(ctx context.Context, seq record.Seq, inStep int) erro
 
 func (g *Group) there(seq record.Seq) bool {
 	for _, s := range *g.subs.Load() {
-		if _, durable, _ := s.Cursor(); s.State() != SubSuspended && durable < seq {
+		if _, durable, _ := s.Cursor(); durable < seq {
 			return false
 		}
 	}
@@ -158,15 +159,13 @@ func (g *Group) there(seq record.Seq) bool {
 }
 
 // sealAt is false if the log has gone on meanwhile.
-func (g *Group) sealAt(cut record.Seq, next record.EpochID, inStep int) (bool, error) {
+func (g *Group) sealAt(cut record.Seq, next record.EpochID) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch {
-	case g.Err() != nil:
-		return false, g.Err()
-	case g.streaming() < inStep:
-		return false, g.lostInSeal()
-	case g.Tip() != cut:
+	if err := errors.Join(g.Err(), g.allThere()); err != nil {
+		return false, err
+	}
+	if g.Tip() != cut {
 		return false, nil
 	}
 	err := g.saveMetaBy(func(m *meta) { m.Sealed = &metaSeal{Cut: cut, Epoch: g.row.Epoch, Next: next} },
@@ -177,10 +176,6 @@ func (g *Group) sealAt(cut record.Seq, next record.EpochID, inStep int) (bool, e
 	g.cut, g.next = cut, next
 	g.role.Store(uint32(RoleSealed))
 	return true, nil
-}
-
-func (g *Group) lostInSeal() error {
-	return fmt.Errorf("%w: group %s: the secondary was cut off while the last requests were answered", ErrSuspended, g.cfg.Name)
 }
 
 // mustBringIn says that a write has to wait for a region: see bringIn.

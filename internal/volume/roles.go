@@ -177,7 +177,9 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 	if g.Role() != RoleServing {
 		return 0, fmt.Errorf("%w: group %s is %s, on %s", ErrRole, g.cfg.Name, g.Role(), g.logName())
 	}
-	inStep := g.streaming()
+	if err := g.allThere(); err != nil {
+		return 0, err
+	}
 	reopen := g.shutGates(next)
 	for _, m := range g.each() {
 		if err := m.vol.Drain(ctx); err != nil {
@@ -186,13 +188,13 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 		}
 	}
 	if g.mem != nil {
-		cut, err := g.sealMemory(ctx, next, inStep)
+		cut, err := g.sealMemory(ctx, next)
 		if err != nil && g.Err() == nil {
 			reopen()
 		}
 		return cut, err
 	}
-	cut, err := g.appendFence(next, inStep)
+	cut, err := g.appendFence(next)
 	if err != nil {
 		if g.Err() == nil {
 			reopen()
@@ -225,19 +227,22 @@ func (g *Group) shutGates(next record.EpochID) func() {
 	}
 }
 
-// streaming counts the subscribers in the stream.
-func (g *Group) streaming() int {
-	n := 0
+// allThere is nil while all subscribers are in the stream, and are to stay there: only so does one get all up to a cut. What
+// another lacks is known here alone, and who serves next could not send it.
+func (g *Group) allThere() error {
 	for _, s := range *g.subs.Load() {
-		if s.State() == SubStreaming {
-			n++
+		switch {
+		case s.State() != SubStreaming:
+			return fmt.Errorf("%w: group %s is not sealed: %s is %s", ErrSuspended, g.cfg.Name, s.name, s.State())
+		case s.resting():
+			return fmt.Errorf("%w: group %s is not sealed: %s leaves the stream", ErrSuspended, g.cfg.Name, s.name)
 		}
 	}
-	return n
+	return nil
 }
 
-// appendFence, unless a subscriber was cut off since inStep were counted: what it lacks is known here alone.
-func (g *Group) appendFence(next record.EpochID, inStep int) (record.Seq, error) {
+// appendFence, which must not cut anybody off.
+func (g *Group) appendFence(next record.EpochID) (record.Seq, error) {
 	payload, err := json.Marshal(next)
 	if err != nil {
 		return 0, err
@@ -248,8 +253,8 @@ func (g *Group) appendFence(next record.EpochID, inStep int) (record.Seq, error)
 	err = g.whenRoom(func() (err error) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.streaming() < inStep {
-			return fmt.Errorf("%w: group %s: the secondary was cut off while the last requests were answered", ErrSuspended, g.cfg.Name)
+		if err := g.allThere(); err != nil {
+			return err
 		}
 		cut, err = g.controlLocked(fence, func(seq record.Seq) {
 			g.cut, g.next = seq, next
@@ -323,7 +328,7 @@ func (g *Group) SetDoneTable(b []byte) error {
 }
 
 // Add makes a lone volume a member: it holds, drains and flushes, then goes through the group. On a primary a payload
-// is appended as a member record.
+// is appended as a member record, before it is one: if that fails, the volume stays a lone one.
 func (g *Group) Add(ctx context.Context, m Member, payload []byte) error {
 	v := m.Volume
 	mode := v.gate.current.Load().mode
@@ -332,11 +337,11 @@ func (g *Group) Add(ctx context.Context, m Member, payload []byte) error {
 		return err
 	}
 	err := v.dev.Flush()
-	if err == nil {
-		err = g.join(m)
-	}
 	if err == nil && payload != nil {
 		_, err = g.Append(record.OpMember, m.Number, payload)
+	}
+	if err == nil {
+		err = g.join(m)
 	}
 	if err == nil && g.Role() == RoleFollowing {
 		mode = ModeReadOnly
@@ -408,10 +413,7 @@ func (g *Group) detach(m *member) error {
 	if m.cache.tree.Len() > 0 {
 		return fmt.Errorf("%w: volume %s has writes for absent regions", ErrBusy, m.vol.name)
 	}
-	if g.removedCount() >= maxRemoved {
-		return fmt.Errorf("%w: %d volumes have been removed from group %s", ErrBusy, maxRemoved, g.cfg.Name)
-	}
-	if err := g.saveMeta(func(s *meta) { s.Removed = append(s.Removed, m.number) }); err != nil {
+	if err := g.spend(m.number); err != nil {
 		return err
 	}
 	all := maps.Clone(*g.members.Load())
@@ -419,4 +421,26 @@ func (g *Group) detach(m *member) error {
 	g.members.Store(&all)
 	m.vol.member.Store(nil)
 	return nil
+}
+
+// spend makes a number one that has been used, durably; under mu.
+func (g *Group) spend(n record.VolumeNumber) error {
+	if g.removedCount() >= maxRemoved {
+		return fmt.Errorf("%w: %d volumes have been removed from group %s", ErrBusy, maxRemoved, g.cfg.Name)
+	}
+	return g.saveMeta(func(s *meta) { s.Removed = append(s.Removed, n) })
+}
+
+// PassOver has a follower pass over the records of a volume that has left the group before this node was ever told of it, those that
+// its log has and those that come. Durable on return. Repeated, or of a member, it changes nothing.
+func (g *Group) PassOver(n record.VolumeNumber) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.Role(); r != RoleFollowing {
+		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
+	}
+	if g.member(n) != nil || g.wasRemoved(n) {
+		return nil
+	}
+	return g.spend(n)
 }

@@ -144,6 +144,9 @@ func (s *Subscriber) AwaitEnd(ctx context.Context, end record.Seq) error {
 	}
 }
 
+// Resting: see Rest. Behind its end all that is written is marked, and not in the stream.
+func (s *Subscriber) Resting() bool { return s.resting() }
+
 // resting says that the subscriber is to leave the stream at the end that has been appended.
 func (s *Subscriber) resting() bool { return s.restAt.Load() != 0 }
 
