@@ -77,11 +77,13 @@ type VerifyView struct {
 	Error         string         `json:"error"`
 }
 
-// PairRef names a pair by its number in a group. At: see PairRemoved.
+// PairRef names a pair by its number in a group. At: see PairRemoved. Gone, with a removal: the pair is taken out for good, so a
+// secondary that was never told of it passes over its records; else who does not know it has nothing to do.
 type PairRef struct {
 	Name   string `json:"name"`
 	Number uint16 `json:"number"`
 	At     uint64 `json:"at,omitempty"`
+	Gone   bool   `json:"gone,omitempty"`
 }
 
 // PairChecked lists which samples of a pair that was said to be equal differ. None: it is taken as copied.

@@ -98,7 +98,7 @@ func (m *Manager) unpair(ctx context.Context, group, primary string) error {
 	if err != nil {
 		return err
 	}
-	ref := control.PairRef{Name: group, Number: w.pair.Number}
+	ref := control.PairRef{Name: group, Number: w.pair.Number, Gone: true}
 	var done control.PairRemoved
 	for _, node := range []string{w.g.Primary, w.g.Secondary} {
 		err := m.do(ctx, node, control.CallPairRemove, primary, ref, &done, callTimeout)

@@ -102,6 +102,11 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	}
 	g, m := n.group(in.Name), rec.member(in.Number)
 	if m == nil {
+		if in.Gone && rec.Role == control.RoleSecondary {
+			if err := g.passOver(in.Number); err != nil {
+				return control.PairRemoved{}, err
+			}
+		}
 		return g.removedAt(in.Number), nil // repeated
 	}
 	for id, mv := range d.Moves {
@@ -153,6 +158,18 @@ func (n *Node) removePair(ctx context.Context, in control.PairRef) (control.Pair
 	}
 	g.forgetMap(in.Number)
 	return g.removedAt(in.Number), nil
+}
+
+// passOver has a secondary pass over the records of a pair that it was never told of, and never will be.
+func (g *group) passOver(number uint16) error {
+	vg := g.running()
+	if vg == nil {
+		return refused("group %s has stopped at node %s: %v", g.name, g.n.cfg.Name, g.Err())
+	}
+	if err := vg.PassOver(record.VolumeNumber(number)); err != nil {
+		return fmt.Errorf("group %s: remove pair %d: %w", g.name, number, err)
+	}
+	return nil
 }
 
 // copiesNow: blocks are being copied to the secondary, or are about to be.

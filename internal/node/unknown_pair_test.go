@@ -190,3 +190,52 @@ func TestCopiedNoteWaitsForItsPair(t *testing.T) {
 		})
 	}
 }
+
+// A pair that was removed before the secondary was ever told of it holds nothing up: its records are passed over, for good, in the
+// stream and in a step.
+func TestRemovedPairIsPassedOver(t *testing.T) {
+	for name, step := range map[string]bool{"stream": false, "step": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, "a", "c")
+			if step {
+				r.strangeStep()
+			} else {
+				g := r.secondPair(r.group(1, 1<<20), 1<<20)
+				writeTo(t, r.nbd("a", "v2"), 0, 4096, 7)
+				r.tell("a", control.RolePrimary, g)
+				r.waitFor("records of v2", func() bool {
+					c := r.nodes["c"].node.group("g")
+					unknown, err := c.unknownUpTo(c.jnl.Cursors().Appended)
+					return err == nil && unknown[2] != 0
+				})
+				r.call("a", control.CallGroupSuspend, control.GroupSuspend{Name: "g"}, nil) // no pair leaves inside its copy
+			}
+			if step {
+				r.call("a", control.CallGroupSuspend, control.GroupSuspend{Name: "g"}, nil)
+			}
+			for range 2 {
+				r.call("a", control.CallPairRemove, control.PairRef{Name: "g", Number: 2, Gone: true}, nil)
+			}
+			r.call("c", control.CallPairRemove, control.PairRef{Name: "g", Number: 2}, nil) // it was not taken out for good
+			time.Sleep(3 * lookForPair)
+			if st := r.status("c"); st.Applied == st.Durable {
+				t.Fatalf("not held up: %+v", st)
+			}
+			for range 2 {
+				r.call("c", control.CallPairRemove, control.PairRef{Name: "g", Number: 2, Gone: true}, nil)
+			}
+			writeTo(t, r.nbd("a", "v1"), 0, 4096, 3)
+			r.call("a", control.CallGroupResume, control.GroupResume{Name: "g"}, nil)
+			r.waitFor("in step", inStep(r))
+			r.stop("c")
+			r.start("c")
+			r.waitFor("in step", inStep(r))
+			r.checkBytes("c", "v1", 4096, 3)
+			writeTo(t, r.nbd("c", "v2"), 0, 4096, 1) // a lone volume
+			r.stop("a")
+			if out, err := r.promote(true, false); err != nil {
+				t.Fatalf("%+v %v", out, err)
+			}
+		})
+	}
+}
