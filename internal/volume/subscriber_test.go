@@ -117,6 +117,9 @@ func (m *mirror) take(recs []record.Record) error {
 
 // dropUnfinished takes a step out of the log that has no end: another begins.
 func (m *mirror) dropUnfinished() error {
+	if err := m.applyStored(); err != nil { // after a death it may not be there yet, with what lies before the step
+		return err
+	}
 	applied := m.g.Applied()
 	if m.jnl.Cursors().Appended == applied {
 		return nil
