@@ -184,8 +184,8 @@ func drainView(d *control.Drain, moves []control.MigrationView) control.Operatio
 			done++
 		}
 		for _, mv := range moves {
-			if it.Phase == control.DrainMoving && mv.ID == it.Migration && mv.Regions.Total != nil && mv.Regions.Present != nil && *mv.Regions.Total > 0 {
-				done += float64(*mv.Regions.Present) / float64(*mv.Regions.Total)
+			if r := mv.Regions; it.Phase == control.DrainMoving && mv.ID == it.Migration && r.Total != nil && r.Present != nil && *r.Total > 0 {
+				done += float64(*r.Present) / float64(*r.Total)
 			}
 		}
 	}

@@ -63,7 +63,8 @@ func (m *Manager) moveSet(ctx context.Context, name string, in control.MoveSetRe
 		if v.Limit == *in.Limit {
 			return false
 		}
-		c.event("migration/"+id, "limit", "command", "background copy of migration %s: limit %d bytes a second (0: none), was %d", id, *in.Limit, v.Limit)
+		c.event("migration/"+id, "limit", "command", "background copy of migration %s: limit %d bytes a second (0: none), was %d", id,
+			*in.Limit, v.Limit)
 		v.Limit = *in.Limit
 		return true
 	})

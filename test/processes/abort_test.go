@@ -199,6 +199,7 @@ func TestAbortAtEachStep(t *testing.T) {
 				t.Errorf("an abort behind the decision: %v", r)
 			}
 			m.ends()
+			wanFits(t, m.Site, m.load.Stats().Bytes, 1)
 		})
 	}
 }
@@ -220,7 +221,8 @@ func (m *move) aborted(when string) {
 	m.WaitFor(10*time.Second, when+": hosts go on", func() bool { return m.load.Stats().Writes > before+50 })
 	m.WaitFor(20*time.Second, when+": what was made is gone", func() bool {
 		files, err := os.ReadDir(m.B.Dir + "/volumes")
-		return err == nil && len(files) == 0 && m.CLI("volume", "show", "b/"+m.g.Volumes[0]).Code == 3 && m.CLI("journal", "show", "b/db-log").Code == 3
+		return err == nil && len(files) == 0 && m.CLI("volume", "show", "b/"+m.g.Volumes[0]).Code == 3 &&
+			m.CLI("journal", "show", "b/db-log").Code == 3
 	})
 	m.WaitFor(10*time.Second, when+": paired", func() bool { return m.State("db") == "paired" })
 	m.t.Logf("%s: longest gap until now %v", when, m.load.Stats().LongestGap)

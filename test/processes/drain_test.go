@@ -40,7 +40,8 @@ func TestDrain(t *testing.T) {
 		return s.Get("/v1/operations/drain-a", &v) == nil && v.Phase == control.DrainDone
 	})
 	var v control.OperationView
-	if err := json.Unmarshal([]byte(s.Do("node", "drain", "a", "--to", "b", "--commit", "-o", "json")), &v); err != nil || v.Phase != control.DrainDone {
+	again := s.Do("node", "drain", "a", "--to", "b", "--commit", "-o", "json")
+	if err := json.Unmarshal([]byte(again), &v); err != nil || v.Phase != control.DrainDone {
 		t.Errorf("repeated with --commit: %+v, %v", v, err)
 	}
 	for i, g := range made {
