@@ -47,7 +47,7 @@ func newTransport(conn net.Conn) *transport {
 
 // read reads what is there, waiting until something is.
 func (t *transport) read(p []byte) (int, error) {
-	if t.raw == nil {
+	if t.raw == nil || len(p) == 0 {
 		return t.conn.Read(p)
 	}
 	t.rbuf = p
@@ -80,16 +80,23 @@ func (t *transport) readFull(p []byte) error {
 	return nil
 }
 
+// The system calls here are made on sockets that never block, so Go's scheduler is not told of them: it would wake its
+// monitor thread for each that follows a rest, which then sleeps and looks several times before it rests again. On small
+// machines that costs more than the calls.
+
 func (t *transport) readOnce(fd uintptr) bool {
 	for {
-		n, err := unix.Read(int(fd), t.rbuf)
-		switch err {
+		n, _, no := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&t.rbuf[0])), uintptr(len(t.rbuf)))
+		switch no {
+		case 0:
+			t.rn, t.rerr = int(n), nil
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
 			return false
+		default:
+			t.rn, t.rerr = 0, no
 		}
-		t.rn, t.rerr = n, err
 		return true
 	}
 }
@@ -133,7 +140,7 @@ func (t *transport) writeOnce(fd uintptr) {
 	msg.Iov = &t.wvec[0]
 	msg.SetIovlen(len(t.wvec))
 	for {
-		n, _, no := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, _, no := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		switch no {
 		case 0:
 			t.wn, t.werr = int(n), nil

@@ -26,6 +26,7 @@ var defaultTiming = timing{tick: 250 * time.Millisecond, ping: time.Second, sile
 // and ends the connection when the peer has been silent; Close joins it.
 type Conn struct {
 	nc     net.Conn
+	rd     reader
 	in     frameReader
 	out    writer
 	timing timing
@@ -48,6 +49,7 @@ func NewConn(nc net.Conn) *Conn {
 		_ = tcp.SetNoDelay(true) // the default, but we depend on it
 	}
 	c := &Conn{nc: nc, timing: defaultTiming, started: time.Now(), done: make(chan struct{})}
+	c.rd.init(nc)
 	c.in.src = (*countingReader)(c)
 	c.out.init(nc, c.fail, c.done)
 	return c
@@ -58,7 +60,7 @@ type countingReader Conn
 
 func (r *countingReader) Read(p []byte) (int, error) {
 	r.inRead.Store(true)
-	n, err := r.nc.Read(p)
+	n, err := r.rd.read(p)
 	r.inRead.Store(false)
 	r.rxCount.Add(1)
 	r.received.Add(int64(n))
