@@ -14,7 +14,7 @@ import (
 
 // demoDefaults are the flags whose other values come later; the default is what the demo does.
 var demoDefaults = []struct{ flag, def string }{
-	{"mode", "async"}, {"log", "journal"}, {"strategy", "switch-first"}, {"backlog", "drain"},
+	{"mode", "async"}, {"log", "journal"}, {"backlog", "drain"},
 	{"in-flight", "finish"}, {"topology", "gateway"}, {"kill", ""}, {"listen", ""},
 }
 
@@ -50,6 +50,7 @@ func (a *app) demoCmd() *cobra.Command {
 	f.StringVar(&opts.Dir, "dir", "", "keep the files here")
 	f.StringVar(&opts.Transfer, "transfer", "", "push (default) or pull")
 	f.StringVar(&opts.Retain, "retain", "", "applied (default) or transferred")
+	f.StringVar(&opts.Strategy, "strategy", "", "switch-first (default) or copy-first: see `migrate start --help`")
 	f.BoolVar(&asJSON, "json", false, "print only the report")
 	f.BoolVar(&mirror, "mirror", false, "not built yet")
 	for _, d := range demoDefaults {

@@ -82,11 +82,20 @@ func (a *app) migrateStart() *cobra.Command {
 			}
 			return a.untilMoved(ctx, raw, phase)
 		})
+	c.Long = "Move a group's primary to another node, while hosts go on writing and the remote copy goes on flowing.\n\n" +
+		"--strategy says what comes first, leading hosts to the target or filling it:\n" +
+		"  switch-first  relieves the source at once: hosts' new writes stay at the target within seconds. Until the move is\n" +
+		"                filled, what was not copied yet is at the source alone: it must live, or that data is lost.\n" +
+		"                Choose it when the source has to be relieved, or the target has to take over now.\n" +
+		"  copy-first    copies all to the target, which follows what hosts write; only then hosts are led there. It takes\n" +
+		"                the space and the time before the switch, and the source does its work and feeds two until then.\n" +
+		"                The source may die right after the switch: nothing is absent at the target. Choose it when\n" +
+		"                the source cannot be trusted to live, or hosts are not to wait for regions that are fetched."
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "the target node")
 	f.StringArrayVar(&maps, "map", nil, "V1=V2: move V1 onto the existing V2, which is overwritten; may be repeated")
 	f.StringVar(&in.Journal, "journal", "", "existing journal of the target node")
-	f.StringVar(&in.Strategy, "strategy", "", "switch-first (default) or copy-first")
+	f.StringVar(&in.Strategy, "strategy", "", "switch-first (default) or copy-first: when hosts are led to the target, see above")
 	f.StringVar(&in.Backlog, "backlog", "", "drain (default) or carry")
 	f.StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error")
 	f.StringVar(&in.Paths, "paths", "", "all (default) or one-by-one")
@@ -161,7 +170,8 @@ func moveProgress(v *control.MigrationView, r *rate) string {
 		phase = "registering"
 	}
 	line := fmt.Sprintf("migration %s: %s", v.ID, phase)
-	if v.Regions.Total != nil && v.Regions.Present != nil && *v.Regions.Total > 0 && control.After(v.Phase, control.PhaseMigrating) {
+	if v.Regions.Total != nil && v.Regions.Present != nil && *v.Regions.Total > 0 &&
+		(v.Phase == control.PhaseCopying || control.After(v.Phase, control.PhaseMigrating)) {
 		line = progress(line, *v.Regions.Present, *v.Regions.Total)
 		if v.Bytes.Background != nil && v.Bytes.OnDemand != nil {
 			moved := *v.Bytes.Background + *v.Bytes.OnDemand

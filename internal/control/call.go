@@ -37,6 +37,11 @@ const (
 
 	CallMigrateSeal   = "migrate.seal"   // MigrationID → Handover ; target to source
 	CallMigrateReopen = "migrate.reopen" // MigrationID → ReopenResult ; target (or manager after the opposite swap) to source
+	CallMigrateCopy   = "migrate.copy"   // MigrationID → {} ; to the target of a copy-first move: begin to copy
+	CallMigrateJoin   = "migrate.join"   // MigrationID → CopyJoin ; target to source, copy-first: be sent the log
+	CallMigrateMarks  = "migrate.marks"  // CopyMarks → CopyMarked ; target to source: what has to be fetched again
+	CallMigrateTaken  = "migrate.taken"  // CopyTaken → {} ; target to source: that has been noted
+	CallMigrateTip    = "migrate.tip"    // CopyAsk → CopyTip ; target to source: how far its log is
 	CallMigrateSource = "migrate.source" // MigrationID → MigrationStatus ; target to secondary: tells it, learns its cursors
 	CallMigrateSingle = "migrate.single" // MigrationID → {} ; target to secondary
 )
@@ -249,6 +254,56 @@ type MigrationSpec struct {
 	InFlight      string            `json:"in_flight"`
 	Limit         int64             `json:"limit"`
 	Address       map[string]string `json:"address"`
+	Strategy      string            `json:"strategy,omitempty"` // empty: switch-first
+}
+
+// CopyFirst says that the target is filled before hosts are led to it.
+func (s *MigrationSpec) CopyFirst() bool { return s.Strategy == StrategyCopyFirst }
+
+// CopyJoin says where the source's log begins for the target of a copy-first move, in this run of the source.
+type CopyJoin struct {
+	Run    string     `json:"run"`  // of the source's process
+	Base   uint64     `json:"base"` // every record behind it will be sent
+	Table  []TableRow `json:"table"`
+	Token  uint64     `json:"token"`  // for CopyTaken
+	Marked bool       `json:"marked"` // blocks have to be fetched again: CallMigrateMarks
+}
+
+// CopyMarks asks for marked blocks of a volume, from one on.
+type CopyMarks struct {
+	ID     string `json:"id"`
+	Run    string `json:"run"`
+	Number uint16 `json:"number"`
+	From   int64  `json:"from"`
+}
+
+// CopyMarked are runs of regions, {first, number}; Next is where to ask on, -1 at the end.
+type CopyMarked struct {
+	Runs [][2]int64 `json:"runs"`
+	Next int64      `json:"next"`
+}
+
+// CopyTaken says that all marked regions count as absent at the target, durably.
+type CopyTaken struct {
+	ID    string `json:"id"`
+	Run   string `json:"run"`
+	Token uint64 `json:"token"`
+}
+
+// CopyAsk asks a source how far it is. Hasten: hosts are held, or about to be.
+type CopyAsk struct {
+	ID     string `json:"id"`
+	Hasten bool   `json:"hasten"`
+}
+
+// CopyTip is how far a source is.
+type CopyTip struct {
+	Run       string `json:"run"`
+	Tip       uint64 `json:"tip"` // its newest record; durable with CopyAsk.Hasten
+	Sealed    bool   `json:"sealed"`
+	Streaming bool   `json:"streaming"` // the target is in its stream
+	HostOps   uint64 `json:"host_ops"`
+	WANBytes  int64  `json:"wan_bytes"`
 }
 
 // MigrationCheck lists why a move would be refused by the called node, and what it would need.
@@ -301,6 +356,8 @@ type MigrationStatus struct {
 	Sealed  bool              `json:"sealed"`  // source
 	Drained bool              `json:"drained"` // source: the secondary has all ≤ N durable
 	Ready   bool              `json:"ready"`   // source: it may seal; one that is periodic comes into the stream first
+	Copied  bool              `json:"copied"`  // target, copy-first: every region is here, durably, and it follows the source
+	Durable uint64            `json:"durable"` // secondary: the last record that it has durably
 	Serving uint64            `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
 	Total   int64             `json:"regions_total"`
 	Present int64             `json:"regions_present"`

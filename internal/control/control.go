@@ -215,6 +215,12 @@ const (
 	StepDeregister = "deregister" // S1601-1602, manager
 )
 
+// Strategies of a move.
+const (
+	StrategySwitchFirst = "switch-first" // hosts are led to the target, then it is filled
+	StrategyCopyFirst   = "copy-first"   // the target is filled, then hosts are led to it
+)
+
 // Points of a resize at which tests kill a process. At a node: around the growth of the device, and around what shows the new
 // size to hosts. At the manager: around the store of what a node has done, and around the wait for gateways.
 const (

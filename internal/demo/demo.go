@@ -29,6 +29,7 @@ type Options struct {
 
 	// Settings of the group; empty: the defaults.
 	Transfer, Retain string
+	Strategy         string // of the move; empty: switch-first
 
 	Log *slog.Logger // none: the parts' own logs are not shown
 }
@@ -297,7 +298,7 @@ func (d *demo) move(ctx context.Context) error {
 	d.load.ResetLatency()
 	began := time.Now()
 	var m control.MigrationView
-	if err := d.do(ctx, "POST", "/v1/migrations", control.MoveRequest{Group: "demo", To: "b"}, &m); err != nil {
+	if err := d.do(ctx, "POST", "/v1/migrations", control.MoveRequest{Group: "demo", To: "b", Strategy: d.opts.Strategy}, &m); err != nil {
 		return err
 	}
 	d.say("migrate start demo --to b: %s", m.ID)
@@ -343,13 +344,14 @@ func ms(t time.Duration) float64 { return float64(t.Microseconds()) / 1000 }
 
 var stepWords = map[string]string{
 	control.StepRegister: "registered with all three nodes; nothing has changed for hosts",
+	control.StepCopy:     "b has all that a has, and follows what hosts write",
 	control.StepThrough:  "b relays every request to a",
 	control.StepSwitch:   "the gateway's paths lead to b",
 	control.StepPend:     "b holds requests; those relayed are answered",
 	control.StepSeal:     "a has ended its epoch: its log closes with a fence that names b",
 	control.StepDecide:   "the store has decided once: b is the primary, next epoch",
 	control.StepSource:   "the secondary copies from a up to the cut, from b beyond it",
-	control.StepRun:      "held requests run at b; absent regions are fetched from a",
+	control.StepRun:      "held requests run at b; regions that are absent, if any, are fetched from a",
 	control.StepDrained:  "the secondary has all that a had to send",
 	control.StepSingle:   "the secondary copies from b alone",
 	control.StepFill:     "every region is at b, durably",

@@ -47,6 +47,7 @@ type moveAction string
 
 const (
 	moveRegister   moveAction = "register"   // S601–604: make what is to be made, tell the three nodes
+	moveCopying    moveAction = "copy"       // copy-first: wait until the target is filled
 	moveThrough    moveAction = "through"    // S701
 	moveSwitch     moveAction = "switch"     // S702–704: rewrite the virtual volumes
 	moveConfirm    moveAction = "confirm"    // wait for the gateways
@@ -88,7 +89,10 @@ func moveNext(r *control.Migration, f moveFacts) moveAction {
 	switch r.Phase {
 	case "":
 		return moveRegister
-	case control.PhaseRegistered:
+	case control.PhaseRegistered, control.PhaseCopying:
+		if r.Strategy == control.StrategyCopyFirst && !slices.ContainsFunc(r.Steps, isCopied) {
+			return moveCopying
+		}
 		return moveThrough
 	case control.PhaseThrough:
 		if !r.VvolsMoved {
@@ -98,6 +102,8 @@ func moveNext(r *control.Migration, f moveFacts) moveAction {
 	}
 	return moveRun
 }
+
+func isCopied(s control.Step) bool { return s.Step == control.StepCopy }
 
 // moveNextRun is moveNext once the target may have taken over.
 func moveNextRun(r *control.Migration, f moveFacts) moveAction {

@@ -69,6 +69,10 @@ func happens(t *testing.T, r *control.Migration, f *moveFacts, fact string) {
 		f.Target, f.RunAcked = nil, false
 	case fact == "refused":
 		f.Target = &control.MigrationStatus{Phase: control.PhaseFailed, Refused: true}
+	case fact == "copy-first":
+		r.Strategy = control.StrategyCopyFirst
+	case fact == "copied":
+		r.Note(control.StepAt(control.StepCopy, time.Unix(1, 0)))
 	case fact == "run asked":
 		r.RunAsked = true
 	case fact == "run acked":
@@ -188,7 +192,7 @@ func TestMoveRefusals(t *testing.T) {
 		"to nobody":         {control.MoveRequest{Group: "g", To: "z"}, control.KindNotFound, "node z"},
 		"of no group":       {control.MoveRequest{Group: "h", To: "b"}, control.KindNotFound, "group h"},
 		"of a volume":       {control.MoveRequest{Group: "a/v1", To: "b"}, control.KindRefused, "not built yet"},
-		"copy-first":        {control.MoveRequest{Group: "g", To: "b", Strategy: "copy-first"}, control.KindRefused, "not built yet"},
+		"another strategy":  {control.MoveRequest{Group: "g", To: "b", Strategy: "copy-last"}, control.KindUsage, "copy-first"},
 		"carry":             {control.MoveRequest{Group: "g", To: "b", Backlog: "carry"}, control.KindRefused, "not built yet"},
 		"hold":              {control.MoveRequest{Group: "g", To: "b", InFlight: "hold"}, control.KindRefused, "not built yet"},
 		"one by one":        {control.MoveRequest{Group: "g", To: "b", Paths: "one-by-one"}, control.KindRefused, "not built yet"},

@@ -183,6 +183,8 @@ func (r *moveRunner) act(ctx context.Context, action moveAction, mg *control.Mig
 	switch action {
 	case moveRegister:
 		return r.try(ctx, func() error { return r.m.registerMove(ctx, mg) })
+	case moveCopying:
+		return r.try(ctx, func() error { return r.m.copyMove(ctx, mg) })
 	case moveThrough:
 		return r.try(ctx, func() error { return r.m.throughMove(ctx, mg) })
 	case moveSwitch:

@@ -50,7 +50,7 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 	s := control.MigrationSpec{
 		ID: mg.ID, Group: g.V, Source: mg.Source, Target: mg.Target, Secondary: g.V.Secondary, Volumes: mg.Volumes,
 		SourceJournal: mg.SourceJournal, TargetJournal: mg.TargetJournal, InFlight: mg.InFlight, Limit: mg.Limit,
-		Address: map[string]string{},
+		Address: map[string]string{}, Strategy: mg.Strategy,
 	}
 	for _, node := range []string{mg.Source, mg.Target, g.V.Secondary} {
 		if s.Address[node], err = m.peerAddress(ctx, node); err != nil {
@@ -149,13 +149,51 @@ func (m *Manager) sourceReady(ctx context.Context, mg *control.Migration) (bool,
 		return st.Ready, err
 	}
 	for _, s := range mg.Steps {
-		if s.Step == control.StepRegister && time.Since(s.At) > readyLimit && time.Since(mg.Continued) > readyLimit {
+		last := s.Step == control.StepRegister && mg.Strategy != control.StrategyCopyFirst || s.Step == control.StepCopy
+		if last && time.Since(s.At) > readyLimit && time.Since(mg.Continued) > readyLimit {
 			return false, control.Errorf(control.KindRefused, "group %s did not come to be in step within %v, as a move needs it; see `gantline group show %s`",
 				mg.Group, readyLimit, mg.Group)
 		}
 	}
 	sleep(ctx, watchSlow)
 	return false, nil
+}
+
+// copyMove has the move wait until the target is filled and follows the source, however long that takes and whoever is away
+// meanwhile: hosts are served by the source, and nothing has been led anywhere.
+func (m *Manager) copyMove(ctx context.Context, mg *control.Migration) error {
+	if mg.Phase == control.PhaseRegistered {
+		err := m.do(ctx, mg.Target, control.CallMigrateCopy, mg.ID, control.MigrationID{ID: mg.ID}, nil, callTimeout)
+		if err == nil {
+			_, err = m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
+				return !v.Returning() && v.Advance(control.PhaseCopying)
+			})
+		}
+		return err
+	}
+	var st control.MigrationStatus
+	err := m.nodes.call(ctx, mg.Target, control.CallMigrateStatus, control.MigrationID{ID: mg.ID}, &st, liveTimeout)
+	if control.KindOf(err) == control.KindNotFound {
+		return err // it has lost the move
+	}
+	if err == nil && mg.Limit != mg.LimitTold {
+		err = m.tellLimit(ctx, mg.ID) // it was away when that was changed
+		if err != nil && !isNodeError(err) {
+			return err
+		}
+	}
+	if err != nil || !st.Copied {
+		sleep(ctx, watchSlow)
+		return nil
+	}
+	m.point(control.StepCopy, "before")
+	_, err = m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
+		return !v.Returning() && v.Note(control.StepAt(control.StepCopy, time.Now()))
+	})
+	if err == nil {
+		m.point(control.StepCopy, "after")
+	}
+	return err
 }
 
 func (m *Manager) throughMove(ctx context.Context, mg *control.Migration) error {

@@ -17,7 +17,7 @@ func checkMoveFlags(in *control.MoveRequest) error {
 		value  *string
 		values []string
 	}{
-		{"strategy", &in.Strategy, []string{"switch-first", "copy-first"}},
+		{"strategy", &in.Strategy, []string{control.StrategySwitchFirst, control.StrategyCopyFirst}},
 		{"backlog", &in.Backlog, []string{"drain", "carry"}},
 		{"in-flight", &in.InFlight, []string{inFlightFinish, inFlightHold, inFlightError}},
 		{"paths", &in.Paths, []string{"all", "one-by-one"}},
@@ -27,7 +27,7 @@ func checkMoveFlags(in *control.MoveRequest) error {
 			*f.value = f.values[0]
 		case n < 0:
 			return control.Errorf(control.KindUsage, "--%s %q: it is %s", f.flag, *f.value, strings.Join(f.values, " or "))
-		case n > 0:
+		case n > 0 && f.flag != "strategy":
 			return control.NotBuilt("migrate start --" + f.flag + " " + *f.value)
 		}
 	}
@@ -325,11 +325,17 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 		add("make journal %s of %d bytes", mg.MadeJournal, mg.JournalSize)
 	}
 	add("register the move with %s, %s and %s", g.Secondary, mg.Source, mg.Target)
+	first := mg.Strategy == control.StrategyCopyFirst
+	if first {
+		add("copy %d bytes from %s to %s, and have it follow what hosts write", data, mg.Source, mg.Target)
+	}
 	for _, mv := range mg.Volumes {
 		add("lead hosts of %s to %s", mv.Source, mv.Target)
 	}
 	add("seal epoch %d at %s, go on in epoch %d at %s", mg.Epoch, mg.Source, mg.Epoch+1, mg.Target)
-	add("copy %d bytes from %s to %s in the background", data, mg.Source, mg.Target)
+	if !first {
+		add("copy %d bytes from %s to %s in the background", data, mg.Source, mg.Target)
+	}
 	if mg.StopAt != "" {
 		add("stop when the move is %s, until `gantline migrate continue %s`", mg.StopAt, mg.ID)
 	}

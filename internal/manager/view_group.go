@@ -129,7 +129,7 @@ func disowned(g *control.Group, l look) string {
 func moveCopy(g *control.Group, migrations []got[control.Migration], l look) *control.CopyStatus {
 	for i := range migrations {
 		mg := &migrations[i].V
-		if mg.Group != g.Name || mg.Phase == control.PhaseFilled || control.Ended(mg.Phase) || !control.After(mg.Phase, control.PhaseMigrating) {
+		if mg.Group != g.Name || mg.Phase == control.PhaseFilled || control.Ended(mg.Phase) || mg.Phase != control.PhaseCopying && !control.After(mg.Phase, control.PhaseMigrating) {
 			continue
 		}
 		st := migrationOf(l.node(mg.Target), mg.ID)

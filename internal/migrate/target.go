@@ -14,11 +14,20 @@ import (
 // ErrNotSealed is the source's answer to a seal that cannot be: the pair has left its state, or the move was returned.
 var ErrNotSealed = errors.New("the source refuses to seal")
 
+// ErrBehind: the target lags, and hosts go on at the source meanwhile. The hold is tried again.
+var ErrBehind = errors.New("the target is not in step with the source")
+
 // Ops is what the target's loop has done by its node. Every method may be called again after a crash, or after it has
 // failed, with the same effect as once. None may block longer than its context allows.
 type Ops interface {
 	// Save makes the record durable; when it has returned nil the stage may be acted on.
 	Save(r *Record) error
+	// Near is nil once the hold may begin: at once, or, where the target is filled before, when it has come close to the source.
+	// Until then hosts are not held.
+	Near(ctx context.Context) error
+	// Meet is nil once a target that is filled before has all that the source has numbered; hosts are held. ErrBehind: they are
+	// not held any more, for the source has to go on first.
+	Meet(ctx context.Context) error
 	// Pend holds new requests of all volumes of the move and waits until those relayed are answered.
 	Pend(ctx context.Context) error
 	// Seal has the source seal and hand over.
@@ -259,6 +268,14 @@ func (t *Target) do(ctx context.Context, act Action) error {
 }
 
 func (t *Target) pend(ctx context.Context) error {
+	t.mu.Lock()
+	ordered, held := t.rec.Stage == Ordered, !t.heldSince.IsZero()
+	t.mu.Unlock()
+	if ordered && !held {
+		if err := t.ops.Near(ctx); err != nil {
+			return err
+		}
+	}
 	t.point(control.StepPend, "before")
 	t.mu.Lock()
 	if t.heldSince.IsZero() {
@@ -268,12 +285,28 @@ func (t *Target) pend(ctx context.Context) error {
 	if err := t.ops.Pend(ctx); err != nil {
 		return err
 	}
+	if ordered {
+		if err := t.meet(ctx); err != nil {
+			return err
+		}
+	}
 	t.mu.Lock()
 	t.facts.Pending = true
 	t.mu.Unlock()
 	t.note(control.StepPend)
 	t.point(control.StepPend, "after")
 	return nil
+}
+
+// meet ends the hold if the target does not come in step: what hosts were held until now is no part of the next try.
+func (t *Target) meet(ctx context.Context) error {
+	err := t.ops.Meet(ctx)
+	if errors.Is(err, ErrBehind) {
+		t.mu.Lock()
+		t.heldSince, t.facts.Held = time.Time{}, 0
+		t.mu.Unlock()
+	}
+	return err
 }
 
 // seal: dead after the source has sealed and before the hand-over is on disk here, we ask again and get the same.

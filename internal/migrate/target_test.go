@@ -86,6 +86,21 @@ func (w *world) Save(r *Record) error {
 	return w.step("disk", func() { w.disk = raw })
 }
 
+// Near and Meet: a target that is filled before is behind now and then. Hosts go back to the source only if that is not
+// sealed.
+func (w *world) Near(context.Context) error { return w.behind() }
+func (w *world) Meet(context.Context) error { return w.behind() }
+
+func (w *world) behind() error {
+	if w.sealed || w.rnd.IntN(4) > 0 {
+		return nil
+	}
+	if err := w.Relay(); err != nil {
+		return err
+	}
+	return ErrBehind
+}
+
 func (w *world) Pend(context.Context) error {
 	return w.step("here", func() { w.held, w.relaying = true, false })
 }

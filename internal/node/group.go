@@ -57,6 +57,8 @@ type group struct {
 	app   *apply.Loop
 	pulls *pulls
 
+	second seconds // source of a copy-first move: what feeds its target
+
 	run *scope // the group's own loops
 
 	// steer is held by who decides whether copying goes on: a command, or the copy loop at the begin of a step. The group
@@ -259,6 +261,7 @@ func (g *group) openMaps(rec *groupRecord) error {
 func (g *group) close() error {
 	g.stopFeed()
 	g.dropInterval() // last, for the copy loop may have begun one
+	closeLacks := g.stopTarget()
 	g.run.stop()
 	g.steer.Lock() // a command that has begun ends first, later ones find it closed
 	defer g.steer.Unlock()
@@ -276,6 +279,7 @@ func (g *group) close() error {
 		errs = append(errs, log.Close())
 	}
 	errs = append(errs, closeMaps(maps, intents)...)
+	errs = append(errs, closeLacks())
 	for _, dev := range oldMaps {
 		errs = append(errs, dev.Close())
 	}

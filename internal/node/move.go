@@ -38,6 +38,7 @@ func (m *move) stop() {
 	}
 	m.work.Wait()
 	if m.ops != nil {
+		m.ops.copy.Load().end()
 		m.ops.close()
 	}
 }
@@ -435,8 +436,14 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 	case control.RoleSource:
 		m.seal.Lock()
 		defer m.seal.Unlock()
-		if g := n.group(rec.Spec.Group.Name); g != nil && g.sealed() {
+		g := n.group(rec.Spec.Group.Name)
+		if g != nil && g.sealed() {
 			return refused("migration %s: the source is sealed; it goes on only when the target has refused", id)
+		}
+		if g != nil {
+			if err := g.dropTarget(rec); err != nil {
+				return err
+			}
 		}
 	case control.RoleSecondary:
 		if g := n.group(rec.Spec.Group.Name); g != nil {
@@ -476,6 +483,9 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) e
 		}
 	} else if rec.Stage != migrate.Deregistered || rec.Phase() == control.PhaseCommitted {
 		return refused("migration %s: the target cannot be cancelled (%s)", m.id, rec.Stage)
+	}
+	if m.ops != nil {
+		m.ops.copy.Load().end() // it writes to the volumes by itself
 	}
 	epoch := rec.Spec.Group.Epoch
 	if rec.Returned {

@@ -37,6 +37,11 @@ func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, erro
 		if err := g.ready(); err != nil {
 			return nil, refused("migration %s: %v", id, err)
 		}
+		if rec.Spec.CopyFirst() {
+			if err := g.feedsTarget(); err != nil {
+				return nil, err // it will be: nothing is refused for good
+			}
+		}
 		n.cfg.Point(control.StepSeal, "before")
 		if err := g.seal(ctx, &rec.Spec); err != nil {
 			return nil, err
@@ -82,6 +87,9 @@ func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult,
 	if err := g.reopen(ctx); err != nil {
 		return control.ReopenResult{}, err
 	}
+	if err := g.dropTarget(rec); err != nil {
+		return control.ReopenResult{}, err
+	}
 	return control.ReopenResult{Epoch: g.status().Epoch}, nil
 }
 
@@ -107,11 +115,8 @@ func (g *group) handover(rec *migrate.Record) (*control.Handover, error) {
 	if !ok {
 		return nil, refused("group %s is not sealed", g.name)
 	}
-	h := &control.Handover{ID: rec.Spec.ID, Epoch: rec.Spec.Group.Epoch, Cut: uint64(cut), State: "paired", Done: g.vg.DoneTable()}
-	for _, r := range g.vg.Table().Close(cut) {
-		h.Table = append(h.Table, control.TableRow{Epoch: r.Epoch, Incarnation: uint32(r.Incarnation), Node: r.Node,
-			First: uint64(r.First), Last: uint64(r.Last), Closed: r.Closed})
-	}
+	h := &control.Handover{ID: rec.Spec.ID, Epoch: rec.Spec.Group.Epoch, Cut: uint64(cut), State: "paired", Done: g.vg.DoneTable(),
+		Table: rowsOf(g.vg.Table().Close(cut))}
 	if g.sub != nil {
 		_, durable, _ := g.sub.Cursor()
 		h.Acked = uint64(durable)
@@ -146,6 +151,9 @@ func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
 	for _, mv := range rec.Spec.Volumes {
 		_, local := splitName(mv.Source)
 		moved[local] = movedTo(&rec.Spec, mv)
+	}
+	if err := g.dropTarget(rec); err != nil {
+		return err
 	}
 	rec.Stage = migrate.Deregistered
 	return n.dropGroup(ctx, rec.Spec.Group.Name, moved, func(d *durable) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -30,8 +31,9 @@ type targetOps struct {
 
 	limiter *rate.Limiter // of what all volumes fetch in the background together
 
-	modes   sync.Mutex // mode changes of the move
-	holding bool       // the machine has begun to hold
+	copy    atomic.Pointer[copyFirst] // copy-first, until the cut
+	modes   sync.Mutex                // mode changes of the move
+	holding bool                      // the machine has begun to hold
 }
 
 // targetDisk is one volume of the move.
@@ -62,6 +64,9 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 		if d.present, d.mapDev, err = n.openPresentMap(rec.Spec.ID, mv.Number); err != nil {
 			return err
 		}
+		if rec.Spec.CopyFirst() {
+			continue // all is present before anybody asks
+		}
 		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.peer, Parallel: 8, Limit: m.ops.limiter})
 		if err != nil {
 			return fmt.Errorf("migration %s: volume %s: %w", m.id, mv.Target, err)
@@ -77,6 +82,7 @@ func (n *Node) startTarget(m *move, rec *migrate.Record) error {
 	}
 	target := migrate.NewTarget(rec, m.ops, n.log, n.cfg.Point)
 	m.target.Store(target)
+	m.ops.startCopy(rec)
 	m.work.Go(func() {
 		if err := target.Run(m.ops.ctx); err != nil && m.ops.ctx.Err() == nil {
 			n.log.Error("move stopped", "id", m.id, "cause", err)
@@ -183,6 +189,64 @@ func (o *targetOps) Pend(ctx context.Context) error {
 	return nil
 }
 
+// Near is where a copy-first move waits before it holds anybody: it holds them only for what a moment's writes take. After a restart they
+// may be held already; they go back to the source then, unless that is sealed.
+func (o *targetOps) Near(ctx context.Context) error {
+	c := o.copy.Load()
+	if c == nil {
+		return nil
+	}
+	sealed, heard, err := c.near(ctx)
+	if sealed || err == nil {
+		return nil
+	}
+	if !heard {
+		return err // nobody knows whether the source is sealed: who is held stays so
+	}
+	if relay := o.relayAsOrdered(); relay != nil {
+		return relay
+	}
+	return fmt.Errorf("%w: %v", migrate.ErrBehind, err)
+}
+
+// Meet has a copy-first target come in step with hosts held. If it does not, they are served by the source again.
+func (o *targetOps) Meet(ctx context.Context) error {
+	c := o.copy.Load()
+	if c == nil {
+		return nil
+	}
+	err := c.meet(ctx)
+	if err == nil {
+		return nil
+	}
+	switch sealed, askErr := c.sealed(ctx); {
+	case askErr != nil:
+		return askErr // nobody knows whether it is sealed: hosts stay held
+	case sealed:
+		return nil // by an earlier try that was cut short: the seal says where
+	}
+	return o.stepBack(c, err)
+}
+
+// stepBack lets hosts go on at the source, and tells it.
+func (o *targetOps) stepBack(c *copyFirst, why error) error {
+	o.modes.Lock()
+	defer o.modes.Unlock()
+	if err := o.setMode(o.ctx, volume.ModeThrough, false); err != nil {
+		return err
+	}
+	o.holding = false
+	err := fmt.Errorf("%w: hosts were held, and went on at the source after %v: %v", migrate.ErrBehind, copyBudget, why)
+	if !c.back(err) {
+		return err
+	}
+	o.n.events.add([]control.NodeEvent{{At: time.Now().UTC(), Object: "migration/" + o.spec.ID, Kind: "target-behind", Cause: why.Error(),
+		Message: fmt.Sprintf("migration %s: the target could not follow within %v: hosts go on at the source, it will be tried again", o.spec.ID,
+			copyBudget)}})
+	return err
+}
+
+// Seal returns when, with copy-first, all up to the cut is here durably.
 func (o *targetOps) Seal(ctx context.Context) (*control.Handover, error) {
 	var h control.Handover
 	err := o.n.call(ctx, o.spec.Source, control.CallMigrateSeal, control.MigrationID{ID: o.spec.ID}, &h)
@@ -191,6 +255,11 @@ func (o *targetOps) Seal(ctx context.Context) (*control.Handover, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if c := o.copy.Load(); c != nil {
+		if err := c.reach(ctx, h.Cut); err != nil {
+			return nil, err
+		}
 	}
 	return &h, nil
 }
@@ -221,6 +290,7 @@ func (o *targetOps) Serve(context.Context) error {
 
 // Release lets the held requests run here; what is absent has been known since the start.
 func (o *targetOps) Release() error {
+	o.copy.Load().end() // the volumes are hosts' from now on
 	if err := o.setMode(o.ctx, volume.ModeMigrating, false); err != nil {
 		return err
 	}
@@ -269,6 +339,7 @@ func (o *targetOps) keepFilling(d *targetDisk) {
 }
 
 func (o *targetOps) Reopen(ctx context.Context) error {
+	o.copy.Load().end()
 	err := o.n.call(ctx, o.spec.Source, control.CallMigrateReopen, control.MigrationID{ID: o.spec.ID}, nil)
 	if err != nil && wire.KindOf(err) == wire.KindNotFound {
 		return nil // it has forgotten the move, which it does only when it is not sealed: it has never stopped serving
@@ -278,10 +349,34 @@ func (o *targetOps) Reopen(ctx context.Context) error {
 
 func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
 	var st control.MigrationStatus
-	if err := o.n.call(ctx, o.spec.Source, control.CallMigrateStatus, control.MigrationID{ID: o.spec.ID}, &st); err != nil {
+	err := o.n.call(ctx, o.spec.Source, control.CallMigrateStatus, control.MigrationID{ID: o.spec.ID}, &st)
+	if err != nil && o.spec.CopyFirst() {
+		return o.drainedThere(ctx, err)
+	}
+	if err != nil {
 		return false, 0, err
 	}
 	return st.Drained, st.WANBytesSent, nil
+}
+
+// drainedThere asks the secondary: with copy-first nothing but its rest is needed of the source, and that may be there already.
+func (o *targetOps) drainedThere(ctx context.Context, away error) (bool, int64, error) {
+	rec := o.n.state.view().Moves[o.spec.ID]
+	var st control.MigrationStatus
+	if err := o.n.call(ctx, o.spec.Secondary, control.CallMigrateStatus, control.MigrationID{ID: o.spec.ID}, &st); err != nil {
+		return false, 0, err
+	}
+	if rec == nil || rec.Cut() == 0 || st.Durable < rec.Cut() {
+		return false, 0, fmt.Errorf("the secondary has the records up to %d durably, and needs those up to the cut from %s: %w", st.Durable,
+			o.spec.Source, away)
+	}
+	var bytes int64
+	if c := o.copy.Load(); c != nil {
+		c.mu.Lock()
+		bytes = c.wan
+		c.mu.Unlock()
+	}
+	return true, bytes, nil
 }
 
 // Single first has the secondary heard of: it must know this node as a source before it forgets the other.
@@ -322,7 +417,7 @@ func (o *targetOps) Fetched() (background, onDemand int64) {
 			onDemand += ps.Demand
 		}
 	}
-	return background, onDemand
+	return background + o.copy.Load().bytes(), onDemand
 }
 
 func (o *targetOps) Normal() error {

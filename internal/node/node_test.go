@@ -30,6 +30,9 @@ type rig struct {
 	store rigStore
 	with  func(*control.Settings) // of the group; nil: the defaults
 	span  int64                   // of a load: bytes of each volume; 0: all
+
+	strategy string // of moves; empty: switch-first
+	limit    int64  // of moves
 }
 
 type rigNode struct {
@@ -338,7 +341,7 @@ func fullLogSuspends(r *rig) {
 
 func (r *rig) spec(g control.Group, target string) control.MigrationSpec {
 	sp := control.MigrationSpec{ID: "g-1", Group: g, Source: "a", Target: target, Secondary: "c",
-		SourceJournal: "a/jg", TargetJournal: target + "/jg", Address: r.addresses()}
+		SourceJournal: "a/jg", TargetJournal: target + "/jg", Address: r.addresses(), Strategy: r.strategy, Limit: r.limit}
 	if g.Log == control.LogQueue {
 		sp.SourceJournal, sp.TargetJournal = "", ""
 	} else {
@@ -365,6 +368,10 @@ func (r *rig) through(g control.Group) {
 		r.call(n, control.CallMigrateRegister, sp, nil)
 	}
 	r.waitFor("ready", func() bool { return r.moveStatus("a").Ready })
+	if sp.CopyFirst() {
+		r.call("b", control.CallMigrateCopy, control.MigrationID{ID: "g-1"}, nil)
+		r.waitFor("copied", func() bool { return r.moveStatus("b").Copied })
+	}
 	r.call("b", control.CallMigrateThrough, control.MigrationID{ID: "g-1"}, nil)
 }
 

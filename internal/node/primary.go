@@ -116,6 +116,9 @@ func (g *group) serving() error {
 
 // startFeed makes the secondary a subscriber and begins to send. Repeated, it changes nothing.
 func (g *group) startFeed(secondary string, members []memberRecord) error {
+	if err := g.resubscribe(); err != nil {
+		return err
+	}
 	if g.sub == nil {
 		changed := map[record.VolumeNumber]volume.Bitmap{}
 		for _, m := range members {

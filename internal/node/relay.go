@@ -341,3 +341,30 @@ func (p *peerVolume) isZero(ctx context.Context, off, n int64) (bool, error) {
 type waiter chan struct{}
 
 func (w waiter) Complete(*block.Request) { w <- struct{}{} }
+
+// fetchNow reads what a source that serves holds now: what hosts write meanwhile may be in it, in part, or not.
+func (p *peerVolume) fetchNow(ctx context.Context, off, n int64) ([]byte, error) {
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	r := &block.Request{Op: block.OpRead, Flags: block.FlagFetch, Offset: off, Length: n}
+	if err := p.ask(ctx, r); err != nil {
+		return nil, err
+	}
+	if int64(len(r.Data)) != n {
+		return nil, fmt.Errorf("%w: a fetch of %d bytes was answered with %d", block.ErrIO, n, len(r.Data))
+	}
+	return r.Data, nil
+}
+
+// extentsNow is the same for what is not zero.
+func (p *peerVolume) extentsNow(ctx context.Context, off, n int64) ([]block.Extent, error) {
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	r := &block.Request{Op: block.OpExtents, Flags: block.FlagFetch, Offset: off, Length: n}
+	if err := p.ask(ctx, r); err != nil {
+		return nil, err
+	}
+	return r.Extents, nil
+}

@@ -100,6 +100,9 @@ func (g *group) serveStream(ctx context.Context, in *wire.Incoming) error {
 	g.mu.Lock()
 	rcv, feed := g.rcv, g.feed
 	g.mu.Unlock()
+	if c := g.n.copyingTo(g.name); rcv == nil && c != nil {
+		return c.serve(ctx, in)
+	}
 	if rcv == nil {
 		if err := g.Err(); err != nil {
 			return refused("group %s on node %s has failed: %v", g.name, g.n.cfg.Name, err)

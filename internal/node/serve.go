@@ -301,6 +301,16 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 		return done(n.moveDeregister)
 	case control.CallMigrateSeal:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveSeal(ctx, in.ID) })
+	case control.CallMigrateCopy:
+		return done(n.moveCopy)
+	case control.CallMigrateJoin:
+		return with(params, func(in control.MigrationID) (any, error) { return n.moveJoin(in.ID) })
+	case control.CallMigrateMarks:
+		return with(params, n.moveMarks)
+	case control.CallMigrateTaken:
+		return with(params, func(in control.CopyTaken) (any, error) { return struct{}{}, n.moveTaken(in) })
+	case control.CallMigrateTip:
+		return with(params, n.moveTip)
 	case control.CallMigrateReopen:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveReopen(ctx, in.ID) })
 	case control.CallMigrateSource:

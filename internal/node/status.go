@@ -366,7 +366,7 @@ func (n *Node) moveStatus(id string) (control.MigrationStatus, error) {
 	case control.RoleSecondary:
 		if g != nil && g.receiver() != nil {
 			rs := g.receiver().Status()
-			st.Drained = rs.Owed <= rs.Durable
+			st.Drained, st.Durable = rs.Owed <= rs.Durable, uint64(rs.Durable)
 			st.BlockedOn = rs.BlockedOn
 		}
 	case control.RoleTarget:
@@ -422,6 +422,9 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 		case d.present != nil:
 			st.Present += d.present.Count()
 		}
+	}
+	if c := m.ops.copy.Load(); c != nil && !rec.Did(control.StepFill) {
+		c.status(st)
 	}
 	st.Background += rec.Background
 	st.OnDemand += rec.OnDemand

@@ -84,6 +84,7 @@ type Subscriber struct {
 	restAt  atomic.Uint64 // the end at which it leaves the stream, 0: it does not; what comes behind marks
 	leaving bool          // the end is applied, and the state that follows it is being taken
 	joining bool          // SubSuspended: a begin is being appended, and all from it on is kept
+	joins   uint64        // how often it has come back into the stream by Rejoin; under Group.mu
 
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
@@ -218,7 +219,7 @@ func (g *Group) Unsubscribe(name string) error {
 	subs := slices.Clone(*g.subs.Load())
 	i := slices.IndexFunc(subs, func(s *Subscriber) bool { return s.name == name })
 	if i < 0 {
-		return nil
+		return g.forgetSubscriber(name)
 	}
 	gone := subs[i]
 	subs = slices.Delete(subs, i, i+1)

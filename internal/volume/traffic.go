@@ -22,6 +22,9 @@ type traffic struct {
 func (t *traffic) add(reqs []*block.Request) {
 	var n Traffic
 	for _, r := range reqs {
+		if r.Flags&block.FlagFetch != 0 {
+			continue // no host's
+		}
 		switch r.Op {
 		case block.OpRead:
 			n.Reads++
@@ -70,6 +73,9 @@ func clock() int64 { return int64(time.Since(began)) | 1 }
 // observe counts a request at its answer, which must come right after: once answered it is its submitter's again. One
 // that the volume does not execute itself, such as a relayed one, is not counted.
 func (w *waits) observe(r *block.Request, now int64) {
+	if r.Flags&block.FlagFetch != 0 {
+		return
+	}
 	w.of(r.Op).Observe(time.Duration(now-r.Began), 1)
 }
 

@@ -100,6 +100,8 @@ type move struct {
 	g    *site.Made
 	load *site.Running
 	wan  func(hosts proof.Stats) // bounds what went over the WAN
+
+	flags []string // of migrate start
 }
 
 func killAt(t *testing.T, k killPoint, seed uint64) {
@@ -156,7 +158,7 @@ func (m *move) dirty(d block.Target) {
 
 // start asks for the move. A manager that dies at it has perhaps not heard of it.
 func (m *move) start() {
-	r := m.CLI("migrate", "start", "db", "--to", "b", "--no-wait")
+	r := m.CLI(append([]string{"migrate", "start", "db", "--to", "b", "--no-wait"}, m.flags...)...)
 	if r.Code != 0 && m.k.process != "manager" {
 		m.t.Fatal(r)
 	}
@@ -165,6 +167,12 @@ func (m *move) start() {
 // die waits for the process to kill itself where it was told to, and starts it again.
 func (m *move) die() {
 	p := m.Process(m.k.process)
+	if m.k.edge == "" { // it takes no part in the step
+		m.AwaitPhase("db", 40*time.Second, m.k.step, "filled")
+		p.Kill()
+		p.Start()
+		return
+	}
 	m.WaitFor(40*time.Second, fmt.Sprintf("%s kills itself at %s.%s", p.Name, m.k.step, m.k.edge), func() bool { return !p.Alive() })
 	if !p.WasKilled() || !strings.Contains(p.Log(), "kill point "+m.k.step) {
 		m.t.Fatalf("%s ended otherwise than by its kill point: %s", p.Name, p.Ended())
@@ -189,7 +197,7 @@ func (m *move) prefix(what string) {
 func (m *move) settle() string {
 	var first control.MigrationView
 	if m.Get("/v1/migrations/db", &first) == site.ErrNotFound {
-		m.Do("migrate", "start", "db", "--to", "b", "--no-wait") // it died before it had noted the move
+		m.Do(append([]string{"migrate", "start", "db", "--to", "b", "--no-wait"}, m.flags...)...) // it died before it had noted the move
 	}
 	first = m.AwaitPhase("db", 60*time.Second, "filled", "failed", "aborted")
 	if first.Phase == "filled" {
@@ -202,6 +210,7 @@ func (m *move) settle() string {
 		m.t.Errorf("the move %s, but the primary is %s", first.Phase, g.Primary)
 	}
 	again := []string{"migrate", "start", "db", "--to", "b", "--yes", "--no-wait"}
+	again = append(again, m.flags...)
 	for _, v := range m.g.Volumes {
 		if m.CLI("volume", "show", "b/"+v).Code == 0 {
 			again = append(again, "--map", "a/"+v+"=b/"+v)

@@ -144,7 +144,7 @@ func TestBadInput(t *testing.T) {
 		// Not built yet, said so.
 		{2, "group create g3 --primary a --secondary c --log queue --mode sync", "queue"},
 		{2, "group create g3 --primary a --secondary c --log queue --primary-journal a/j", "queue"},
-		{4, "migrate start db --to b --strategy copy-first", "not built yet"},
+		{2, "migrate start db --to b --strategy copy-last", "copy-first"},
 		{4, "migrate start db --to b --backlog carry", "not built yet"},
 		{4, "migrate start db --to b --mirror", "not built yet"},
 		{4, "migrate start db --to b --in-flight error", "not built yet"},
