@@ -1,5 +1,10 @@
 // Package statefile keeps a small record on disk twice, so that one bad copy is repaired from the other and told
 // (DESIGN I13). A Save that returned nil survives a power loss; one that did not return leaves the old record or the new.
+//
+// Generation n is written to copy n mod 2 first, then to the other. So from the moment at which a generation counts, it is
+// durable in the copy that the next one does not begin with: whatever dies while a copy is written, and whatever a
+// half-written sector holds then, the newest record that anybody was told of is whole. A save may therefore end after its
+// first copy (SaveOne): the next one begins with the copy that is behind.
 package statefile
 
 import (
@@ -9,11 +14,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // A copy is: magic "GTLSTATE", version u32, generation u64, length u32, crc32c u32 of all before it and the body, body.
@@ -32,62 +33,106 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ErrDamaged: both copies are there and neither can be believed.
 var ErrDamaged = errors.New("both copies of the record are damaged")
 
+// errEmpty: the copy's file is there, and nothing was ever written to it.
+var errEmpty = errors.New("never written")
+
 // File is a record stored as PATH.a and PATH.b. Safe for concurrent use.
 type File struct {
 	mu         sync.Mutex
 	path       string
-	generation uint64
+	copies     [2]media
+	generation uint64 // durable in copy generation mod 2, perhaps in both
+}
+
+// media is where one copy lies.
+type media interface {
+	fmt.Stringer
+	// Read returns all of it; fs.ErrNotExist if it was never made.
+	Read() ([]byte, error)
+	// Make makes it durably, empty; one that is there stays as it is.
+	Make() error
+	// Write overwrites it from its beginning, durably.
+	Write(raw []byte) error
 }
 
 // Open reads the newest good copy. body is nil if there is none yet. repaired tells in words what was mended.
 func Open(path string) (f *File, body []byte, repaired string, err error) {
-	f = &File{path: path}
-	a, genA, errA := readCopy(path + ".a")
-	b, genB, errB := readCopy(path + ".b")
-	switch {
-	case errors.Is(errA, fs.ErrNotExist) && errors.Is(errB, fs.ErrNotExist):
-		return f, nil, "", nil
-	case errA != nil && errB != nil:
-		return nil, nil, "", fmt.Errorf("%s: %w: %v; %v", path, ErrDamaged, errA, errB)
-	}
-	good, gen := a, genA
-	if errA != nil || errB == nil && genB > genA {
-		good, gen = b, genB
-	}
-	f.generation = gen
-	if errA != nil || errB != nil || genA != genB {
-		// The copy that is bad, missing or older is written again. Older is what a death between the two leaves.
-		if damaged(errA) {
-			repaired = fmt.Sprintf("%s.a was bad (%v) and was written again from the other copy", path, errA)
-		}
-		if damaged(errB) {
-			repaired = fmt.Sprintf("%s.b was bad (%v) and was written again from the other copy", path, errB)
-		}
-		if err := f.Save(good); err != nil {
-			return nil, nil, "", err
-		}
-	}
-	return f, good, repaired, nil
+	return open(path, [2]media{onDisk(path + ".a"), onDisk(path + ".b")})
 }
 
-func damaged(err error) bool { return err != nil && !errors.Is(err, fs.ErrNotExist) }
+func open(path string, copies [2]media) (f *File, body []byte, repaired string, err error) {
+	f = &File{path: path, copies: copies}
+	var errs [2]error
+	var bodies [2][]byte
+	var gens [2]uint64
+	for i, c := range copies {
+		bodies[i], gens[i], errs[i] = readCopy(c)
+	}
+	missing := func(i int) bool { return errors.Is(errs[i], fs.ErrNotExist) || errors.Is(errs[i], errEmpty) }
+	newest := 0
+	switch {
+	case missing(0) && missing(1):
+		return f, nil, "", nil
+	case errs[0] != nil && errs[1] != nil:
+		if errors.Is(errs[0], errEmpty) || errors.Is(errs[1], errEmpty) {
+			return f, nil, "", nil // the first save of all was torn: it never returned
+		}
+		return nil, nil, "", fmt.Errorf("%s: %w: %v; %v", path, ErrDamaged, errs[0], errs[1])
+	case errs[0] != nil || errs[1] == nil && gens[1] > gens[0]:
+		newest = 1
+	}
+	f.generation = gens[newest]
+	if errs[0] == nil && errs[1] == nil && gens[0] == gens[1] {
+		return f, bodies[newest], "", nil // the second copy is begun when the first is durable
+	}
+	for i, err := range errs {
+		if err != nil && !missing(i) {
+			repaired = fmt.Sprintf("%s was bad (%v) and was written again from the other copy", copies[i], err)
+		}
+	}
+	// The newest one first, the same bytes where they stand: what was read may be in the page cache only, of a process that was
+	// killed or whose sync failed, and then the other copy, which is older, is the one that is on the disk.
+	raw := encode(f.generation, bodies[newest])
+	for _, c := range [2]media{copies[newest], copies[1-newest]} {
+		if err := c.Write(raw); err != nil {
+			return nil, nil, "", fmt.Errorf("repair %s: %w", c, err)
+		}
+	}
+	return f, bodies[newest], repaired, nil
+}
 
-// Save makes body durable, one copy after the other: whatever dies, and whatever a half-written sector holds then, the
-// copy not being written is whole.
-func (f *File) Save(body []byte) error {
+// Save makes body durable in both copies, one after the other.
+func (f *File) Save(body []byte) error { return f.save(body, 2) }
+
+// SaveOne makes body durable in one copy and leaves the other as it is, behind: with the record before. It is for a record
+// that is saved again soon, by Save, while somebody waits now. Death and loss of power lose nothing by it: the next Open
+// believes the newer copy and writes the other. Until one of both, a disk that spoils the one copy brings the record before back.
+func (f *File) SaveOne(body []byte) error { return f.save(body, 1) }
+
+func (f *File) save(body []byte, copies int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(body) > MaxSize {
 		return fmt.Errorf("%s: record of %d bytes is over the limit of %d", f.path, len(body), MaxSize)
 	}
-	gen := f.generation + 1
-	raw := encode(gen, body)
-	for _, suffix := range []string{".a", ".b"} {
-		if err := replace(f.path+suffix, raw); err != nil {
-			return fmt.Errorf("save %s%s: %w", f.path, suffix, err)
+	if f.generation == 0 {
+		// Both are there before the first is written: a bad copy beside an empty one was the first save, torn.
+		copies = 2
+		for _, c := range f.copies {
+			if err := c.Make(); err != nil {
+				return fmt.Errorf("make %s: %w", c, err)
+			}
 		}
 	}
-	f.generation = gen
+	gen := f.generation + 1
+	raw := encode(gen, body)
+	for i := range copies {
+		c := f.copies[(gen+uint64(i))%2]
+		if err := c.Write(raw); err != nil {
+			return fmt.Errorf("save %s: %w", c, err)
+		}
+		f.generation = gen // as soon as one copy has it: the next save must begin with the other
+	}
 	return nil
 }
 
@@ -102,72 +147,27 @@ func encode(gen uint64, body []byte) []byte {
 	return append(raw, body...)
 }
 
-func readCopy(path string) (body []byte, gen uint64, err error) {
-	raw, err := os.ReadFile(path)
+func readCopy(c media) (body []byte, gen uint64, err error) {
+	raw, err := c.Read()
 	if err != nil {
 		return nil, 0, err
 	}
 	if len(bytes.TrimRight(raw, "\x00")) == 0 {
-		return nil, 0, fs.ErrNotExist // died between making the file and the first Save
+		return nil, 0, errEmpty
 	}
 	if len(raw) < headerSize || !bytes.Equal(raw[:8], []byte(magic)) {
-		return nil, 0, fmt.Errorf("%s is not a state record", path)
+		return nil, 0, fmt.Errorf("%s is not a state record", c)
 	}
 	if v := binary.LittleEndian.Uint32(raw[8:]); v != version {
-		return nil, 0, fmt.Errorf("%s has format version %d, this program reads %d", path, v, version)
+		return nil, 0, fmt.Errorf("%s has format version %d, this program reads %d", c, v, version)
 	}
 	if n := binary.LittleEndian.Uint32(raw[20:]); int64(n) > int64(len(raw)-headerSize) {
-		return nil, 0, fmt.Errorf("%s has room for %d bytes of body, its header says %d", path, len(raw)-headerSize, n)
+		return nil, 0, fmt.Errorf("%s has room for %d bytes of body, its header says %d", c, len(raw)-headerSize, n)
 	}
 	body = raw[headerSize:][:binary.LittleEndian.Uint32(raw[20:])]
 	crc := crc32.Update(crc32.Checksum(raw[:24], castagnoli), castagnoli, body)
 	if crc != binary.LittleEndian.Uint32(raw[24:]) {
-		return nil, 0, fmt.Errorf("%s: checksum does not match", path)
+		return nil, 0, fmt.Errorf("%s: checksum does not match", c)
 	}
 	return body, binary.LittleEndian.Uint64(raw[12:]), nil
-}
-
-// replace overwrites one copy in place and makes it durable. The file keeps its written blocks, so a Save of the usual
-// size costs two fdatasyncs and no commit of the file system's own journal: moves save while hosts wait.
-func replace(path string, raw []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		f, err = create(path)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(raw, 0)
-	if err == nil {
-		err = unix.Fdatasync(int(f.Fd()))
-	}
-	return errors.Join(err, f.Close())
-}
-
-// create makes a file of preparedSize written zeros, whose name is durable.
-func create(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = f.Write(make([]byte, preparedSize))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
