@@ -11,7 +11,7 @@ import (
 
 // settings are those of the group's record: what `group create` and `group set` have asked for.
 func (g *group) settings() control.Settings {
-	if rec := g.n.state.view().Groups[g.name]; rec != nil {
+	if rec := g.n.state.group(g.name); rec != nil {
 		s := rec.Spec.Group.Settings
 		if rec.Promoted != nil || rec.Superseded != nil { // nobody is copied to, and nobody waits for it
 			s.Mode, s.Transfer = control.ModeAsync, control.TransferPush

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"gantline/internal/block"
 	"gantline/internal/control"
@@ -129,9 +130,30 @@ type durable struct {
 
 // state guards the durable record. Every change goes through update: it is on disk when update returns nil.
 type state struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // of changes; who only reads does not wait for one that is being saved
 	file *statefile.File
-	d    *durable
+	now  atomic.Pointer[inForce]
+}
+
+// inForce is the record as it stands on disk; replaced, never changed.
+type inForce struct {
+	raw  []byte
+	once sync.Once
+	d    *durable // read from raw when it is first asked for, so that nobody who has changed a record still has it
+}
+
+func (f *inForce) record() *durable {
+	f.once.Do(func() { f.d = f.copy() })
+	return f.d
+}
+
+func (f *inForce) copy() *durable {
+	d := &durable{}
+	if err := json.Unmarshal(f.raw, d); err != nil {
+		panic("node state does not survive its own encoding: " + err.Error())
+	}
+	d.init()
+	return d
 }
 
 func openState(dir, name string, log *slog.Logger) (*state, error) {
@@ -142,20 +164,24 @@ func openState(dir, name string, log *slog.Logger) (*state, error) {
 	if repaired != "" {
 		log.Warn("state repaired", "cause", repaired)
 	}
-	s := &state{file: file, d: &durable{Name: name, Install: randomID()}}
-	if body != nil {
-		if err := json.Unmarshal(body, s.d); err != nil {
-			return nil, fmt.Errorf("node state in %s: %w", dir, err)
-		}
-		if s.d.Name != name {
-			return nil, fmt.Errorf("data directory %s belongs to node %q, not %q: start it under that name or give another --data-dir",
-				dir, s.d.Name, name)
-		}
-	}
-	s.d.init()
+	s, first := &state{file: file}, &durable{Name: name, Install: randomID()}
 	if body == nil {
-		return s, s.update(func(*durable) error { return nil })
+		first.init()
+		if body, err = json.Marshal(first); err != nil {
+			return nil, err
+		}
+		if err := file.Save(body); err != nil {
+			return nil, err
+		}
 	}
+	if err := json.Unmarshal(body, first); err != nil {
+		return nil, fmt.Errorf("node state in %s: %w", dir, err)
+	}
+	if first.Name != name {
+		return nil, fmt.Errorf("data directory %s belongs to node %q, not %q: start it under that name or give another --data-dir",
+			dir, first.Name, name)
+	}
+	s.now.Store(&inForce{raw: body})
 	return s, nil
 }
 
@@ -175,13 +201,17 @@ func (d *durable) init() {
 }
 
 // update changes a copy, makes it durable and only then lets it count. On an error nothing has changed.
-func (s *state) update(change func(*durable) error) error {
+func (s *state) update(change func(*durable) error) error { return s.updateBy(change, s.file.Save) }
+
+// updateSoon is update with the second copy of the file left to the next one, which must follow soon: for what hosts wait for.
+func (s *state) updateSoon(change func(*durable) error) error {
+	return s.updateBy(change, s.file.SaveOne)
+}
+
+func (s *state) updateBy(change func(*durable) error, save func([]byte) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next, err := s.d.clone()
-	if err != nil {
-		return err
-	}
+	next := s.view()
 	if err := change(next); err != nil {
 		return err
 	}
@@ -189,35 +219,32 @@ func (s *state) update(change func(*durable) error) error {
 	if err != nil {
 		return err
 	}
-	if err := s.file.Save(raw); err != nil {
-		return err
+	f := &inForce{raw: raw}
+	var read sync.WaitGroup
+	read.Go(func() { f.record() }) // while the disk works: whoever waits for the save asks next
+	err = save(raw)
+	read.Wait()
+	if err == nil {
+		s.now.Store(f)
 	}
-	s.d = next
-	return nil
+	return err
 }
 
-// view gives a copy that the caller may keep.
-func (s *state) view() *durable {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d, err := s.d.clone()
-	if err != nil {
-		panic("node state does not survive its own encoding: " + err.Error())
-	}
-	return d
-}
+// view gives a copy that the caller may keep and change. It costs reading all of it anew: not for where hosts wait.
+func (s *state) view() *durable { return s.now.Load().copy() }
 
-func (d *durable) clone() (*durable, error) {
-	raw, err := json.Marshal(d)
-	if err != nil {
-		return nil, err
+// group is what is recorded of a group, nil if nothing is. It is shared: the caller must not change it.
+func (s *state) group(name string) *groupRecord { return s.now.Load().record().Groups[name] }
+
+// move is a copy of what is recorded of a move, nil if nothing is. Its fields are the caller's, what they point to is not.
+func (s *state) move(id string) *migrate.Record {
+	r := s.now.Load().record().Moves[id]
+	if r == nil {
+		return nil
 	}
-	out := &durable{}
-	if err := json.Unmarshal(raw, out); err != nil {
-		return nil, err
-	}
-	out.init()
-	return out, nil
+	c := *r
+	c.Steps = slices.Clone(r.Steps)
+	return &c
 }
 
 func randomID() string {

@@ -149,7 +149,7 @@ func (n *Node) journalStatus(name string) (control.JournalStatus, error) {
 
 // status says what is so, from facts: role and epoch from what is durable, the rest from who does the work.
 func (g *group) status() control.GroupStatus {
-	rec := g.n.state.view().Groups[g.name]
+	rec := g.n.state.group(g.name)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := control.GroupStatus{Name: g.name, Role: g.role, WANBytesSent: g.wan.total()}
@@ -162,7 +162,8 @@ func (g *group) status() control.GroupStatus {
 	}
 	st.WANBytesSent += rec.WANBase
 	st.Epoch, st.Node = rec.Spec.Group.Epoch, rec.Spec.Group.Primary
-	if row, ok := g.vg.Table().Current(); ok {
+	// The log of a move's target has the row that it may serve in; whether it will is not decided yet.
+	if row, ok := g.vg.Table().Current(); ok && g.role != control.RoleTarget {
 		st.Epoch, st.Node = row.Epoch, row.Node
 	}
 	st.JournalUsed, st.JournalCapacity = g.log.Space()
