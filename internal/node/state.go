@@ -201,14 +201,7 @@ func (d *durable) init() {
 }
 
 // update changes a copy, makes it durable and only then lets it count. On an error nothing has changed.
-func (s *state) update(change func(*durable) error) error { return s.updateBy(change, s.file.Save) }
-
-// updateSoon is update with the second copy of the file left to the next one, which must follow soon: for what hosts wait for.
-func (s *state) updateSoon(change func(*durable) error) error {
-	return s.updateBy(change, s.file.SaveOne)
-}
-
-func (s *state) updateBy(change func(*durable) error, save func([]byte) error) error {
+func (s *state) update(change func(*durable) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := s.view()
@@ -222,7 +215,7 @@ func (s *state) updateBy(change func(*durable) error, save func([]byte) error) e
 	f := &inForce{raw: raw}
 	var read sync.WaitGroup
 	read.Go(func() { f.record() }) // while the disk works: whoever waits for the save asks next
-	err = save(raw)
+	err = s.file.Save(raw)
 	read.Wait()
 	if err == nil {
 		s.now.Store(f)
@@ -235,17 +228,6 @@ func (s *state) view() *durable { return s.now.Load().copy() }
 
 // group is what is recorded of a group, nil if nothing is. It is shared: the caller must not change it.
 func (s *state) group(name string) *groupRecord { return s.now.Load().record().Groups[name] }
-
-// move is a copy of what is recorded of a move, nil if nothing is. Its fields are the caller's, what they point to is not.
-func (s *state) move(id string) *migrate.Record {
-	r := s.now.Load().record().Moves[id]
-	if r == nil {
-		return nil
-	}
-	c := *r
-	c.Steps = slices.Clone(r.Steps)
-	return &c
-}
 
 func randomID() string {
 	var b [16]byte

@@ -162,8 +162,7 @@ func (g *group) status() control.GroupStatus {
 	}
 	st.WANBytesSent += rec.WANBase
 	st.Epoch, st.Node = rec.Spec.Group.Epoch, rec.Spec.Group.Primary
-	// The log of a move's target has the row that it may serve in; whether it will is not decided yet.
-	if row, ok := g.vg.Table().Current(); ok && g.role != control.RoleTarget {
+	if row, ok := g.vg.Table().Current(); ok {
 		st.Epoch, st.Node = row.Epoch, row.Node
 	}
 	st.JournalUsed, st.JournalCapacity = g.log.Space()

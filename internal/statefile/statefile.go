@@ -3,8 +3,8 @@
 //
 // Generation n is written to copy n mod 2 first, then to the other. So from the moment at which a generation counts, it is
 // durable in the copy that the next one does not begin with: whatever dies while a copy is written, and whatever a
-// half-written sector holds then, the newest record that anybody was told of is whole. A save may therefore end after its
-// first copy (SaveOne): the next one begins with the copy that is behind.
+// half-written sector holds then, the newest record that anybody was told of is whole. After a save that failed at its second
+// copy the next one begins with the copy that is behind.
 package statefile
 
 import (
@@ -104,11 +104,7 @@ func open(path string, copies [2]media) (f *File, body []byte, repaired string, 
 // Save makes body durable in both copies, one after the other.
 func (f *File) Save(body []byte) error { return f.save(body, 2) }
 
-// SaveOne makes body durable in one copy and leaves the other as it is, behind: with the record before. It is for a record
-// that is saved again soon, by Save, while somebody waits now. Death and loss of power lose nothing by it: the next Open
-// believes the newer copy and writes the other. Until one of both, a disk that spoils the one copy brings the record before back.
-func (f *File) SaveOne(body []byte) error { return f.save(body, 1) }
-
+// save writes to so many copies; with one the other stays behind, as a death between the two leaves it.
 func (f *File) save(body []byte, copies int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -289,7 +289,8 @@ func stepCutAt(t *testing.T, rng *rand.Rand, seed uint64, queue bool, upTo int) 
 	copied := make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	go func() { copied <- m.sub.RunCopy(ctx, CopyOptions{}) }()
+	first := m.sub
+	go func() { copied <- first.RunCopy(ctx, CopyOptions{}) }()
 	sent, end, got := 0, record.Seq(0), 0
 	var next [][]byte
 	pass := func() { // takes and acknowledges one more record, if one is there
@@ -330,6 +331,9 @@ func stepCutAt(t *testing.T, rng *rand.Rand, seed uint64, queue bool, upTo int) 
 		cut = next
 	}
 	stop()
+	if got == 0 {
+		<-copied
+	}
 	m.lose(rng, p)
 	same(t, "after the primary's death", cut, images(t, m.site))
 	if rng.IntN(2) == 0 {
