@@ -149,10 +149,7 @@ func (d *copyDisk) skip(off, n int64, ask func() ([]block.Extent, error)) error 
 		return err
 	}
 	data := map[int64]struct{}{}
-	for _, e := range extents {
-		if e.Type != block.ExtentData {
-			continue
-		}
+	for _, e := range dataIn(extents, off, n) {
 		for r := e.Offset / regionSize; r*regionSize < e.Offset+e.Length; r++ {
 			data[r] = struct{}{}
 		}

@@ -195,11 +195,16 @@ func (im *copyImage) putBack(fresh map[*copyDisk][]int64) {
 	}
 }
 
-// Sync makes durable what has been written, then notes which regions are durably here.
+// Sync makes durable what has been written, then notes which regions are durably here. After a flush that has failed there
+// is no other: it would succeed, and what the failed one was for would be gone.
 func (im *copyImage) Sync() (record.Seq, error) {
 	im.flushing.Lock()
 	defer im.flushing.Unlock()
 	im.mu.Lock()
+	if im.closed {
+		im.mu.Unlock()
+		return 0, errImageClosed
+	}
 	upTo := im.stored
 	ready, rest := map[*copyDisk][]int64{}, im.fetched[:0:0]
 	for _, f := range im.fetched {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -167,4 +168,79 @@ func copyALife(t *testing.T, rng *rand.Rand, src *liveSource, im *copyImage, d *
 	}
 	cancel()
 	work.Wait()
+}
+
+// brokenFlush fails once, as a disk does, and then says that all is well.
+type brokenFlush struct {
+	block.Device
+	failed bool
+}
+
+func (b *brokenFlush) Flush() error {
+	if !b.failed {
+		b.failed = true
+		return block.ErrIO
+	}
+	return b.Device.Flush()
+}
+
+// A flush that has failed is not made good by the next one: nothing is acknowledged any more, no region counts as here.
+func TestCopyImageFlushFails(t *testing.T) {
+	t.Parallel()
+	maps := block.NewCrashable(block.BitmapSize(2), 1)
+	present, err := block.CreateBitmap(maps, 2, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := &liveSource{data: bytes.Repeat([]byte{1}, 2*regionSize)}
+	d := &copyDisk{dev: &brokenFlush{Device: block.NewCrashable(2*regionSize, 2)}, size: 2 * regionSize, present: present, fetch: src.fetch}
+	im := newCopyImage(10, nil, map[record.VolumeNumber]*copyDisk{1: d})
+	if err := d.bring(t.Context(), 0, regionSize); err != nil {
+		t.Fatal(err)
+	}
+	rec := record.Record{Seq: 11, Op: record.OpWrite, Volume: 1, Length: 4096, Data: make([]byte, 4096)}
+	if err := im.Append([]record.Record{rec}); err != nil {
+		t.Fatal(err)
+	}
+	fresh := im.takeFresh()
+	if _, err := im.Sync(); err == nil {
+		t.Fatal("the flush has not failed")
+	}
+	im.confirm(fresh, 11)
+	if upTo, err := im.Sync(); err == nil {
+		t.Errorf("behind a flush that has failed all up to %d is acknowledged", upTo)
+	}
+	if durable, _ := im.Cursors(); durable != 10 || present.Count() != 0 {
+		t.Errorf("durable up to %d, %d regions here", durable, present.Count())
+	}
+}
+
+// What an answer about extents says nothing of is fetched: it is limited in number, and may end early.
+func TestExtentsThatEndEarly(t *testing.T) {
+	t.Parallel()
+	const size = 8 * regionSize
+	hole := block.Extent{Offset: 0, Length: 3*regionSize + 512, Type: block.ExtentHole}
+	dev := block.NewCrashable(size, 1)
+	present, err := block.CreateBitmap(block.NewCrashable(block.BitmapSize(8), 2), 8, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &copyDisk{dev: dev, size: size, present: present}
+	newCopyImage(0, nil, map[record.VolumeNumber]*copyDisk{1: d})
+	if err := d.skip(0, size, func() ([]block.Extent, error) { return []block.Extent{hole}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if d.Left() != 5 || d.Needs(2) || !d.Needs(3) || !d.Needs(7) {
+		t.Errorf("%d regions are left to be fetched, of 5 of which nothing was said", d.Left())
+	}
+	for _, c := range []struct{ answer, want []block.Extent }{
+		{nil, []block.Extent{{Offset: 100, Length: 50, Type: block.ExtentData}}},
+		{[]block.Extent{{Offset: 0, Length: 120, Type: block.ExtentHole}, {Offset: 120, Length: 10, Type: block.ExtentData}},
+			[]block.Extent{{Offset: 120, Length: 10, Type: block.ExtentData}, {Offset: 130, Length: 20, Type: block.ExtentData}}},
+		{[]block.Extent{{Offset: 100, Length: 50, Type: block.ExtentZero}}, nil},
+	} {
+		if got := dataIn(c.answer, 100, 50); !slices.Equal(got, c.want) {
+			t.Errorf("%v: data in %v, not in %v", c.answer, got, c.want)
+		}
+	}
 }

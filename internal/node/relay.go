@@ -321,11 +321,7 @@ func (p *peerVolume) isZero(ctx context.Context, off, n int64) (bool, error) {
 		if err := p.ask(ctx, r); err != nil {
 			return false, err
 		}
-		for _, e := range r.Extents {
-			if e.Type == block.ExtentData {
-				data = append(data, e)
-			}
-		}
+		data = dataIn(r.Extents, start, r.Length)
 		p.mu.Lock()
 		if len(p.data) >= zeroWindows {
 			clear(p.data)
@@ -335,6 +331,30 @@ func (p *peerVolume) isZero(ctx context.Context, off, n int64) (bool, error) {
 	}
 	i, _ := slices.BinarySearchFunc(data, off, func(e block.Extent, off int64) int { return cmp.Compare(e.Offset+e.Length, off+1) })
 	return i == len(data) || data[i].Offset >= off+n, nil
+}
+
+// dataIn lists what may hold data in a range, by the answer to a question about its extents. An answer may end early, for
+// it is limited in number: what it says nothing of counts as data.
+func dataIn(answer []block.Extent, off, n int64) (data []block.Extent) {
+	add := func(from, to int64) {
+		if from < to {
+			data = append(data, block.Extent{Offset: from, Length: to - from, Type: block.ExtentData})
+		}
+	}
+	at, end := off, off+n
+	for _, e := range answer {
+		from, to := max(e.Offset, at), min(e.Offset+e.Length, end)
+		if from >= to {
+			continue
+		}
+		add(at, from)
+		if e.Type == block.ExtentData {
+			add(from, to)
+		}
+		at = to
+	}
+	add(at, end)
+	return data
 }
 
 // waiter is a Completer for one request that somebody waits for.

@@ -211,9 +211,17 @@ func (s *Subscriber) startGuard(known metaSub, moved bool) {
 	}
 }
 
-// Unsubscribe forgets a subscriber; it holds nothing back any more.
+// Unsubscribe forgets a subscriber; it holds nothing back any more. When it has returned the group does not touch the
+// subscriber's maps any more.
 func (g *Group) Unsubscribe(name string) error {
 	defer g.release()
+	err := g.unsubscribe(name)
+	g.rounds.Lock() // a trim that has begun before still flushes them
+	defer g.rounds.Unlock()
+	return err
+}
+
+func (g *Group) unsubscribe(name string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	subs := slices.Clone(*g.subs.Load())

@@ -501,3 +501,48 @@ func TestMarksOutliveAPowerLossThatTheMapDidNot(t *testing.T) {
 	p.close()
 	m.close()
 }
+
+// slowMap is a changed map whose flush takes as long as the test wants.
+type slowMap struct {
+	Bitmap
+	begun, goOn chan struct{}
+	once        sync.Once
+}
+
+func (m *slowMap) Flush() error {
+	m.once.Do(func() {
+		close(m.begun)
+		<-m.goOn
+	})
+	return m.Bitmap.Flush()
+}
+
+// Whoever has unsubscribed may close the maps: a checkpoint that has begun before does not flush them any more, which would
+// take the group with it.
+func TestUnsubscribeWaitsForTheTrim(t *testing.T) {
+	_, seed := seeded(t)
+	p := newSite(t, seed, testVolumes, testSize, 8<<20)
+	p.open()
+	bits, _, err := block.OpenBitmap(newMaps(t, seed+200)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := &slowMap{Bitmap: bits, begun: make(chan struct{}), goOn: make(chan struct{})}
+	if _, err := p.g.Subscribe("m", SubscriberConfig{Changed: map[record.VolumeNumber]Bitmap{1: slow}, BlockSize: markSize}); err != nil {
+		t.Fatal(err)
+	}
+	checked, gone := make(chan error, 1), make(chan error, 1)
+	go func() { checked <- p.g.Checkpoint(t.Context()) }()
+	<-slow.begun
+	go func() { gone <- p.g.Unsubscribe("m") }()
+	select {
+	case err := <-gone:
+		t.Errorf("unsubscribed (%v) while a checkpoint flushes the map", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(slow.goOn)
+	if err := errors.Join(<-checked, <-gone); err != nil {
+		t.Error(err)
+	}
+	p.close()
+}
