@@ -77,6 +77,13 @@ type MigrationID struct {
 	ID string `json:"id"`
 }
 
+// MigrationCancel names a move that is to be forgotten, and never to be registered later. Epoch is its source's e: a group that was
+// deleted and made again has a higher one, and may use the id again.
+type MigrationCancel struct {
+	ID    string `json:"id"`
+	Epoch uint64 `json:"epoch"`
+}
+
 // MigrationSet changes a move under way: Limit of its background copy, bytes a second; 0: none.
 type MigrationSet struct {
 	ID    string `json:"id"`

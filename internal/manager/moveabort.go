@@ -205,7 +205,7 @@ func (m *Manager) undoOne(ctx context.Context, mg *control.Migration, u undo) er
 		}
 		return err
 	}
-	in := control.MigrationID{ID: mg.ID}
+	in := control.MigrationCancel{ID: mg.ID, Epoch: mg.Epoch}
 	if _, exists, err := find[control.Node](ctx, m, control.KindNode, u.node); err == nil && !exists {
 		return nil // removed: there is nobody to tell
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +88,9 @@ func (n *Node) registerMove(ctx context.Context, spec control.MigrationSpec) err
 			return nil
 		}
 		return n.beginMove(spec.ID, old) // recorded, but what runs it could not be started then
+	}
+	if slices.Contains(n.state.view().Cancelled, control.MigrationCancel{ID: spec.ID, Epoch: spec.Group.Epoch}) {
+		return refused("migration %s has been cancelled", spec.ID) // the call was on its way longer than its cancellation
 	}
 	n.cfg.Point(control.StepRegister, "before")
 	n.learn(spec.Address)
@@ -422,17 +426,22 @@ func (n *Node) moveAbort(_ context.Context, id string) error {
 	return nil
 }
 
-// moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it.
-func (n *Node) moveCancel(ctx context.Context, id string) error {
+// moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it. One that is not known is
+// noted as well, because its registration may still be on its way.
+func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error {
 	n.config.Lock()
 	defer n.config.Unlock()
+	id := in.ID
 	m, rec, err := n.move(id)
-	if err != nil {
-		return nil // repeated
+	if err != nil || in.Epoch != 0 && in.Epoch != rec.Spec.Group.Epoch { // the id is one of a group that was made again
+		if slices.Contains(n.state.view().Cancelled, in) {
+			return nil // repeated
+		}
+		return n.state.update(func(d *durable) error { d.cancel(in); return nil })
 	}
 	switch rec.Role {
 	case control.RoleTarget:
-		return n.cancelTarget(ctx, m, rec)
+		return n.cancelTarget(ctx, m, rec, in)
 	case control.RoleSource:
 		m.seal.Lock()
 		defer m.seal.Unlock()
@@ -453,7 +462,7 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 		}
 	}
 	n.cfg.Point(control.PointCancel, "before")
-	if err := n.state.update(func(d *durable) error { delete(d.Moves, id); return nil }); err != nil {
+	if err := n.state.update(func(d *durable) error { d.cancel(in); return nil }); err != nil {
 		return err
 	}
 	n.cfg.Point(control.PointCancel, "after")
@@ -467,7 +476,7 @@ func (n *Node) moveCancel(ctx context.Context, id string) error {
 // cancelTarget first ends the machine by a stage of its own, which it cannot reach from beyond the order, then lets the
 // volumes go. Dead in between, the repeated call goes on. Hosts that are still here are sent to the source: what this
 // node's volumes hold is nobody's.
-func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) error {
+func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, in control.MigrationCancel) error {
 	if t := m.target.Load(); t != nil {
 		err := t.Update(func(r *migrate.Record) {
 			switch r.Stage {
@@ -497,10 +506,14 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) e
 		node, remote := splitName(mv.Source)
 		moved[local] = &block.MovedError{Node: node, Address: n.addressOf(node), Volume: remote, Epoch: epoch}
 	}
+	// What is relayed ends while the move is known: if it does not, the call is repeated and goes on here.
+	if err := n.sendAway(ctx, moved); err != nil {
+		return refused("migration %s: the target still waits for answers of node %s: %v", m.id, rec.Spec.Source, err)
+	}
 	n.cfg.Point(control.PointCancel, "before")
 	err := n.dropGroup(ctx, rec.Spec.Group.Name, moved, func(d *durable) {
 		delete(d.Groups, rec.Spec.Group.Name)
-		delete(d.Moves, m.id)
+		d.cancel(in)
 	})
 	if err != nil {
 		return err
@@ -510,6 +523,26 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record) e
 	m.closeMaps()
 	n.forgetMove(m.id)
 	n.removePresentMaps(rec)
+	return nil
+}
+
+// awayLimit is how long a target that is cancelled waits for answers to what it relays, in one call.
+const awayLimit = 2 * time.Second
+
+// sendAway has volumes answer hosts with their successors, and waits for what is under way.
+func (n *Node) sendAway(ctx context.Context, moved map[string]*block.MovedError) error {
+	ctx, cancel := context.WithTimeout(ctx, awayLimit)
+	defer cancel()
+	for name, to := range moved {
+		v := n.volume(name)
+		if v == nil {
+			continue
+		}
+		v.vol.SetSuccessor(to)
+		if err := v.vol.SetMode(ctx, volume.ModeMoved, true); err != nil {
+			return fmt.Errorf("volume %s: %w", name, err)
+		}
+	}
 	return nil
 }
 

@@ -296,7 +296,7 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 	case control.CallMigrateAbort:
 		return done(n.moveAbort)
 	case control.CallMigrateCancel:
-		return done(n.moveCancel)
+		return with(params, func(in control.MigrationCancel) (any, error) { return struct{}{}, n.moveCancel(ctx, in) })
 	case control.CallMigrateDeregister:
 		return done(n.moveDeregister)
 	case control.CallMigrateSeal:

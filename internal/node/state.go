@@ -126,6 +126,23 @@ type durable struct {
 	Moves    map[string]*migrate.Record `json:"moves"`
 	// Links has the settings of links from this node, by the node at their other end.
 	Links map[string]control.LinkSettings `json:"links,omitempty"`
+	// Cancelled are moves that have gone back, the latest last.
+	Cancelled []control.MigrationCancel `json:"cancelled,omitempty"`
+}
+
+// maxCancelled is how many cancelled moves are remembered; the oldest is forgotten first. It matters only while a registration of
+// the move may still be on its way.
+const maxCancelled = 64
+
+// cancel forgets a move for good: a registration that comes later is refused.
+func (d *durable) cancel(c control.MigrationCancel) {
+	if m := d.Moves[c.ID]; m != nil && (c.Epoch == 0 || c.Epoch == m.Spec.Group.Epoch) {
+		delete(d.Moves, c.ID)
+	}
+	if c.Epoch == 0 || slices.Contains(d.Cancelled, c) {
+		return
+	}
+	d.Cancelled = append(slices.Clone(d.Cancelled[max(0, len(d.Cancelled)+1-maxCancelled):]), c)
 }
 
 // state guards the durable record. Every change goes through update: it is on disk when update returns nil.
