@@ -17,7 +17,7 @@ var (
 	// dataPlane carries a host's bytes, from the device up to the copier.
 	dataPlane = []string{
 		"internal/block", "internal/record", "internal/nbd", "internal/journal", "internal/queue", "internal/volume",
-		"internal/wire", "internal/sender", "internal/receiver", "internal/apply", "internal/copier", "internal/pace",
+		"internal/wire", "internal/sender", "internal/receiver", "internal/apply", "internal/copier", "internal/pace", "internal/sock",
 		"internal/latency",
 	}
 	// What all of it may use: words, and the one way to count how long something takes.

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"gantline/internal/sock"
 )
 
 // errAgain says that the socket takes nothing now.
@@ -80,25 +82,9 @@ func (t *transport) readFull(p []byte) error {
 	return nil
 }
 
-// The system calls here are made on sockets that never block, so Go's scheduler is not told of them: it would wake its
-// monitor thread for each that follows a rest, which then sleeps and looks several times before it rests again. On small
-// machines that costs more than the calls.
-
 func (t *transport) readOnce(fd uintptr) bool {
-	for {
-		n, _, no := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&t.rbuf[0])), uintptr(len(t.rbuf)))
-		switch no {
-		case 0:
-			t.rn, t.rerr = int(n), nil
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		default:
-			t.rn, t.rerr = 0, no
-		}
-		return true
-	}
+	t.rn, t.rerr = sock.Read(fd, t.rbuf)
+	return t.rerr != unix.EAGAIN
 }
 
 // tryWrite writes what the socket takes now; errAgain when that was not all.
@@ -136,22 +122,8 @@ func (t *transport) write(v *vector, once func(uintptr) bool) error {
 }
 
 func (t *transport) writeOnce(fd uintptr) {
-	var msg unix.Msghdr
-	msg.Iov = &t.wvec[0]
-	msg.SetIovlen(len(t.wvec))
-	for {
-		n, _, no := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		switch no {
-		case 0:
-			t.wn, t.werr = int(n), nil
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			t.wn, t.werr = 0, errAgain
-		default:
-			t.wn, t.werr = 0, no
-		}
-		return
+	if t.wn, t.werr = sock.Write(fd, t.wvec); t.werr == unix.EAGAIN {
+		t.werr = errAgain
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"gantline/internal/sock"
 )
 
 // reader reads from a socket by itself, or, where the connection is none, as that does.
@@ -52,15 +54,6 @@ func (r *reader) read(p []byte) (int, error) {
 
 // readOnce says whether the read is over; else the socket has nothing yet.
 func (r *reader) readOnce(fd uintptr) bool {
-	for {
-		n, err := readCall(int(fd), r.p)
-		switch err {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		}
-		r.n, r.err = n, err
-		return true
-	}
+	r.n, r.err = sock.Read(fd, r.p)
+	return r.err != unix.EAGAIN
 }

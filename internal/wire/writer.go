@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gantline/internal/record"
+	"gantline/internal/sock"
 )
 
 const (
@@ -71,8 +72,8 @@ func (w *writer) init(nc net.Conn, onErr func(error), done <-chan struct{}) {
 			w.raw = raw
 		}
 	}
-	w.try = func(fd uintptr) bool { w.writev(int(fd)); return true }
-	w.wait1 = func(fd uintptr) bool { w.writev(int(fd)); return w.errno != unix.EAGAIN }
+	w.try = func(fd uintptr) bool { w.writev(fd); return true }
+	w.wait1 = func(fd uintptr) bool { w.writev(fd); return w.errno != unix.EAGAIN }
 }
 
 // queueFrame appends one frame; it never waits. sums, if there are any, are the checksums of the parts.
@@ -286,7 +287,7 @@ func (w *writer) writePaced() error {
 
 // writev writes cur from buffer n on until all is written, or an error, EAGAIN included, in errno. A buffer written in
 // part is cut.
-func (w *writer) writev(fd int) {
+func (w *writer) writev(fd uintptr) {
 	for w.n < len(w.cur) {
 		w.iov = w.iov[:0]
 		for _, b := range w.cur[w.n:min(len(w.cur), w.n+maxVectors)] {
@@ -294,11 +295,8 @@ func (w *writer) writev(fd int) {
 			v.SetLen(len(b))
 			w.iov = append(w.iov, v)
 		}
-		n, err := writevCall(fd, w.iov)
+		n, err := sock.Write(fd, w.iov)
 		clear(w.iov)
-		if err == unix.EINTR {
-			continue
-		}
 		if err != nil {
 			w.errno = err
 			return
