@@ -76,7 +76,15 @@ func (g *Group) doneSnapshot() ([]byte, record.Seq) {
 // flushDevices makes the records up to seq, which have been written, durable on the devices.
 func (g *Group) flushDevices(seq record.Seq) error {
 	if g.mem != nil {
-		return g.syncTo(seq) // that is the log's own sync: two flushes beside each other would each see half of the writes
+		// By the log's own sync: two flushes beside each other would each see half of the writes. With nothing new in the log
+		// that does nothing, and what was fetched is flushed all the same; one that runs has perhaps taken it over, and is awaited.
+		if err := g.syncTo(seq); err != nil || !g.filling() {
+			return err
+		}
+		if err := g.mem.Flush(); err != nil {
+			return g.fail(fmt.Errorf("flushing what was fetched: %w", err))
+		}
+		return nil
 	}
 	for _, m := range g.each() {
 		if err := m.flush(); err != nil {

@@ -64,6 +64,26 @@ func TestFillOnQueue(t *testing.T) {
 	}
 }
 
+// What comes last, when the log has nothing new, is made durable too: here one volume after the other is filled, and no host writes.
+func TestFillOnQueueAtRest(t *testing.T) {
+	rng, seed := seeded(t)
+	x := newTarget(t, rng, seed)
+	var err error
+	if x.mem, err = newMemDevs(seed, testVolumes, testSize, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range x.sources {
+		s.delay = time.Duration(i) * 10 * time.Millisecond
+	}
+	x.begin()
+	for range x.vols {
+		if err := <-x.filled; err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.close()
+}
+
 // A log in memory is sealed by one write, once the secondary has all. The power goes at each device call on the way: what
 // is found is either sealed, at a cut that the secondary has, or serves on.
 func TestSealQueueAnywhere(t *testing.T) {

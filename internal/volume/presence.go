@@ -344,6 +344,11 @@ func (g *Group) freshRegions() bool {
 	return false
 }
 
+// filling says whether a volume is the target of a move.
+func (g *Group) filling() bool {
+	return slices.ContainsFunc(g.each(), func(m *member) bool { return m.vol.presence.Load() != nil })
+}
+
 // absence returns what says whether the region of an offset is absent.
 func (m *member) absence() func(off int64) bool {
 	p := m.vol.presence.Load()
