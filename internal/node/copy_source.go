@@ -317,7 +317,8 @@ func (g *group) dropTarget(rec *migrate.Record) error {
 	g.second.mu.Lock()
 	defer g.second.mu.Unlock()
 	var errs []error
-	if s := g.second.now.Swap(nil); s != nil {
+	if s := g.second.now.Load(); s != nil && !g.second.closed { // else close ends it: the log's last checkpoint needs its maps
+		g.second.now.Store(nil)
 		s.feed.stop()
 		if vg := g.running(); vg != nil {
 			errs = append(errs, vg.Unsubscribe(targetName))

@@ -48,7 +48,8 @@ func (g *group) planPromotion(rec *groupRecord) (*promotion, error) {
 	}
 	for id, m := range g.n.state.view().Moves {
 		if m.Spec.Group.Name == g.name && m.Stage != migrate.Deregistered {
-			p.refuse("it takes part in migration %s: end that first (`gantline migrate commit %s` once it is filled)", id, id)
+			p.refuse("it takes part in migration %s: end that first (`gantline migrate abort %s` until it is decided, `gantline migrate "+
+				"commit %s` once it is filled)", id, id, id)
 		}
 	}
 	inside := vg.Announced() > p.applied || !as.State.Consistent // before the next line: what is announced then is in it
