@@ -176,3 +176,33 @@ func TestDryRunOfAMove(t *testing.T) {
 		t.Errorf("after a move: %+v", p)
 	}
 }
+
+// A drain that is kicked again has one loop all the same.
+func TestDrainHasOneLoop(t *testing.T) {
+	s := newSystem(t, "a", "b", "c")
+	s.groups(1)
+	goOn := s.stopAt(control.PhasePending)
+	s.must("POST", "/v1/nodes/a/drain", control.DrainRequest{To: "b"}, nil)
+	s.waitPhase("g1-1", control.PhasePending)
+	for range 3 {
+		s.m.drains.kick(t.Context(), control.DrainID("a"))
+	}
+	s.eventually("kicked", func() bool { return len(s.m.drains.start) == 0 })
+	goOn()
+	s.drain(control.DrainDone)
+	s.must("POST", "/v1/nodes/a/drain", control.DrainRequest{To: "b", Commit: true}, nil) // the next one has a loop too
+	s.drain(control.DrainDone)
+	s.waitPhase("g1-1", control.PhaseCommitted)
+	n := 0
+	if err := s.client.Events(t.Context(), 0, false, func(e control.Event) error {
+		if e.Kind == "drained" {
+			n++
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n != 2 {
+		t.Errorf("%d drains have ended", n)
+	}
+}

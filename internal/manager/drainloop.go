@@ -53,9 +53,14 @@ func drainNext(d *control.Drain, moves map[string]*control.Migration) (drainActi
 type drains struct {
 	m     *Manager
 	start chan string
+
+	mu      sync.Mutex
+	running map[string]bool
 }
 
-func newDrains(m *Manager) *drains { return &drains{m: m, start: make(chan string, maxRunning)} }
+func newDrains(m *Manager) *drains {
+	return &drains{m: m, start: make(chan string, maxRunning), running: map[string]bool{}}
+}
 
 // run carries on what the store says, then what is started.
 func (ds *drains) run(ctx context.Context) error {
@@ -65,36 +70,49 @@ func (ds *drains) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	begin := func(id string) {
+		ds.mu.Lock()
+		defer ds.mu.Unlock()
+		if ds.running[id] {
+			return
+		}
+		ds.running[id] = true
+		wg.Go(func() { ds.carry(ctx, id) })
+	}
 	for _, d := range stored {
 		if d.V.Phase == control.DrainMoving {
-			wg.Go(func() { ds.carry(ctx, d.V.ID) })
+			begin(d.V.ID)
 		}
 	}
 	for {
 		select {
 		case id := <-ds.start:
-			wg.Go(func() { ds.carry(ctx, id) })
+			begin(id)
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// kick begins the loop of a drain that was just stored; one that is under way is never stored again.
+// kick has a drain looked at that was just stored; its loop may have found it there already, as one of an earlier process.
 func (ds *drains) kick(ctx context.Context, id string) {
 	toldTo(ctx, ds.start, id)
 }
 
-// carry is the loop of one drain until its end.
+// carry is the loop of one drain until its end, and of the next one of the node if that was stored meanwhile.
 func (ds *drains) carry(ctx context.Context, id string) {
 	var failing time.Time // since when a move's begin finds nobody
 	for ctx.Err() == nil {
+		ds.mu.Lock()
 		d, err := load[control.Drain](ctx, ds.m, control.KindOperation, id)
+		if err == nil && d.V.Phase != control.DrainMoving {
+			delete(ds.running, id)
+			ds.mu.Unlock()
+			return
+		}
+		ds.mu.Unlock()
 		if err == nil {
-			var ended bool
-			if ended, err = ds.step(ctx, &d.V, &failing); ended && err == nil {
-				return
-			}
+			err = ds.step(ctx, &d.V, &failing)
 		}
 		if err != nil && ctx.Err() == nil {
 			ds.m.log.Error("drain is waiting for the store", "operation", id, "error", err)
@@ -104,7 +122,7 @@ func (ds *drains) carry(ctx context.Context, id string) {
 }
 
 // step returns an error only if the store failed.
-func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time) (ended bool, err error) {
+func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time) error {
 	moves := map[string]*control.Migration{}
 	for _, it := range d.Items {
 		if it.Phase != control.DrainMoving {
@@ -112,7 +130,7 @@ func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time
 		}
 		mg, exists, err := find[control.Migration](ctx, ds.m, control.KindMigration, it.Migration)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if exists {
 			moves[it.Migration] = &mg.V
@@ -121,7 +139,7 @@ func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time
 	action, i := drainNext(d, moves)
 	switch action {
 	case drainStart:
-		return false, ds.begin(ctx, d, i, failing)
+		return ds.begin(ctx, d, i, failing)
 	case drainCommit:
 		mg := d.Items[i].Migration
 		_, err := ds.m.editMove(ctx, mg, func(_ *change, v *control.Migration) bool {
@@ -131,20 +149,20 @@ func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time
 		if err == nil {
 			ds.m.moves.kick(ctx, mg)
 		}
-		return false, err
+		return err
 	case drainDone:
-		return false, ds.note(ctx, d.ID, i, func(it *control.DrainItem) { it.Phase = control.DrainDone })
+		return ds.note(ctx, d.ID, i, func(it *control.DrainItem) { it.Phase = control.DrainDone })
 	case drainFail:
 		why := "its record is gone"
 		if mg := moves[d.Items[i].Migration]; mg != nil {
 			why = mg.Phase + ": " + mg.Error
 		}
-		return false, ds.fail(ctx, d, i, control.Errorf(control.KindFailed, "migration %s has %s", d.Items[i].Migration, why))
+		return ds.fail(ctx, d, i, control.Errorf(control.KindFailed, "migration %s has %s", d.Items[i].Migration, why))
 	case drainWait:
 		sleep(ctx, watchSlow)
-		return false, nil
+		return nil
 	}
-	return true, ds.end(ctx, d.ID)
+	return ds.end(ctx, d.ID)
 }
 
 // begin starts an item's move, or joins it.

@@ -47,10 +47,13 @@ func (m *Manager) moveAbort(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if turned && planOf(ctx) == nil {
-		m.point(control.PointAbort, "after")
-		m.moves.kick(ctx, id)
+	if planOf(ctx) != nil {
+		return id, nil
 	}
+	if turned {
+		m.point(control.PointAbort, "after")
+	}
+	m.moves.kick(ctx, id) // repeated too: the first may have been stored by a command that was told of an error
 	return id, nil
 }
 
@@ -184,6 +187,9 @@ func (m *Manager) forgetMade(ctx context.Context, c *change, mg *control.Migrati
 		return nil
 	}
 	full := u.node + "/" + u.name
+	if made, err := m.madeFor(ctx, mg, u, full); err != nil || !made {
+		return err
+	}
 	e, err := m.store.Get(ctx, control.Key(kind, full))
 	if errors.Is(err, control.ErrNotFound) {
 		return nil
@@ -212,7 +218,7 @@ func (m *Manager) undoOne(ctx context.Context, mg *control.Migration, u undo) er
 	var err error
 	switch u.method {
 	case control.CallVolumeDelete, control.CallJournalDelete:
-		err = m.removeMade(ctx, u)
+		err = m.removeMade(ctx, mg, u)
 	case control.CallMigrateReopen:
 		var out control.ReopenResult
 		if err = m.do(ctx, u.node, u.method, mg.ID, in, &out, callTimeout); err == nil {
@@ -232,9 +238,28 @@ func (m *Manager) vvolRevision(ctx context.Context) (uint64, error) {
 	return at, err
 }
 
+// madeFor is false for what somebody else has made under the name, before the move came to it.
+func (m *Manager) madeFor(ctx context.Context, mg *control.Migration, u undo, full string) (bool, error) {
+	if u.method == control.CallJournalDelete {
+		j, exists, err := find[control.Journal](ctx, m, control.KindJournal, full)
+		return !exists || j.V.Group == mg.Group, err
+	}
+	v, exists, err := find[control.Volume](ctx, m, control.KindVolume, full)
+	return !exists || v.V.Group == mg.Group, err
+}
+
 // removeMade has the target remove what was made for a move. A gateway that still leads there would fail its hosts: it must
 // have learnt of the way back first.
-func (m *Manager) removeMade(ctx context.Context, u undo) error {
+func (m *Manager) removeMade(ctx context.Context, mg *control.Migration, u undo) error {
+	full := u.node + "/" + u.name
+	unlock, err := m.locks.lock(ctx, "owned/"+full)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if made, err := m.madeFor(ctx, mg, u, full); err != nil || !made {
+		return err
+	}
 	at, err := m.vvolRevision(ctx)
 	if err != nil {
 		return err

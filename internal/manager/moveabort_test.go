@@ -179,3 +179,39 @@ func TestManagerKilledInAnAbort(t *testing.T) {
 		}
 	}
 }
+
+// What somebody has made under a name that the move was to make is neither overwritten nor removed.
+func TestMoveTakesOnlyWhatItHasMade(t *testing.T) {
+	s := newSystem(t, "a", "b", "c")
+	s.pair()
+	s.must("POST", "/v1/volumes", control.VolumeRequest{Name: "b/v1", Size: 1 << 20}, nil)
+	s.must("POST", "/v1/journals", control.JournalRequest{Name: "b/g", Size: 1 << 20}, nil)
+	mg := &control.Migration{ID: "g-1", Group: "g", Source: "a", Target: "b", MadeVolumes: []string{"b/v1"}, MadeJournal: "b/g",
+		TargetJournal: "b/g", JournalSize: 1 << 20, Volumes: []control.MovedVolume{{Number: 1, Source: "a/v1", Target: "b/v1", Size: 1 << 20}}}
+	for what, err := range map[string]error{"volume b/v1": s.m.makeTargetVolume(t.Context(), mg, "b/v1"),
+		"journal b/g": s.m.makeTargetJournal(t.Context(), mg)} {
+		if control.KindOf(err) != control.KindRefused || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	c := s.m.change()
+	if left, err := s.m.freeSide(t.Context(), c, mg, true, false); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	abortMove(mg, "c", "by the test")
+	for _, e := range mg.Undo {
+		if u := parseUndo(e); u.name != "" {
+			if err := s.m.undoOne(t.Context(), mg, u); err != nil {
+				t.Errorf("%s: %v", e, err)
+			}
+			if err := s.m.forgetMade(t.Context(), c, mg, u); err != nil {
+				t.Errorf("%s: %v", e, err)
+			}
+		}
+	}
+	if n := s.called("b", control.CallVolumeDelete) + s.called("b", control.CallJournalDelete); n > 0 {
+		t.Errorf("%d removals", n)
+	}
+	s.must("DELETE", "/v1/volumes/b/v1", nil, nil)
+	s.must("DELETE", "/v1/journals/b/g", nil, nil)
+}

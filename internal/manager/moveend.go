@@ -92,7 +92,7 @@ func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration
 		if err != nil {
 			return nil, err
 		}
-		if !exists {
+		if !exists || v.V.Group != mg.Group { // the latter: made by somebody else before the move came to it
 			continue
 		}
 		if made[full] {
@@ -112,7 +112,7 @@ func (m *Manager) freeSide(ctx context.Context, c *change, mg *control.Migration
 		return left, nil // a queue needs none
 	}
 	j, exists, err := find[control.Journal](ctx, m, control.KindJournal, full)
-	if err != nil || !exists {
+	if err != nil || !exists || j.V.Group != mg.Group {
 		return left, err
 	}
 	if made[full] {

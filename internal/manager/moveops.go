@@ -107,9 +107,23 @@ func (m *Manager) stillWanted(ctx context.Context, id string) error {
 	return err
 }
 
+// notMade refuses what somebody else has made under the name since the move was begun: it is neither overwritten nor removed.
+func notMade(mg *control.Migration, kind, full string) error {
+	return control.Errorf(control.KindRefused, "migration %s: %s %s has been made by another command meanwhile; delete it and begin again", mg.ID,
+		kind, full)
+}
+
 func (m *Manager) makeTargetVolume(ctx context.Context, mg *control.Migration, full string) error {
 	i := slices.IndexFunc(mg.Volumes, func(v control.MovedVolume) bool { return v.Target == full })
+	unlock, err := m.locks.lock(ctx, "owned/"+full)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	old, exists, err := find[control.Volume](ctx, m, control.KindVolume, full)
+	if err == nil && exists && old.V.Group != mg.Group {
+		return notMade(mg, "volume", full)
+	}
 	if err != nil || exists || i < 0 {
 		return err
 	}
@@ -124,7 +138,15 @@ func (m *Manager) makeTargetVolume(ctx context.Context, mg *control.Migration, f
 }
 
 func (m *Manager) makeTargetJournal(ctx context.Context, mg *control.Migration) error {
+	unlock, err := m.locks.lock(ctx, "owned/"+mg.MadeJournal)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	old, exists, err := find[control.Journal](ctx, m, control.KindJournal, mg.MadeJournal)
+	if err == nil && exists && old.V.Group != mg.Group {
+		return notMade(mg, "journal", mg.MadeJournal)
+	}
 	if err != nil || exists {
 		return err
 	}
