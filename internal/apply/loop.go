@@ -177,6 +177,23 @@ func (l *Loop) Finish(ctx context.Context) (State, error) {
 	}
 }
 
+// Stand returns when nothing more can be applied before a source is heard of, when the loop has stopped, or when ctx ends.
+func (l *Loop) Stand(ctx context.Context) {
+	for {
+		l.mu.Lock()
+		next, err, changed := l.machine.Next(), l.err, l.changed
+		l.mu.Unlock()
+		if err != nil || next.Wait != 0 {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // Takeover returns the records that are stored and not applied, and that Finish would apply, as far as maxBytes of their
 // data go; of a step that is applied whole, all or none. Nothing is applied by it. Whole: there are no more.
 func (l *Loop) Takeover(maxBytes int) (recs []record.Record, whole bool, err error) {

@@ -196,6 +196,10 @@ func TestRestart(t *testing.T) {
 	d, s := &disk{recs: log}, &sink{}
 	l := start(t, Config{Log: d, Sink: s, State: State{Applied: 4, Consistent: true}, Stored: 21, Durable: 21})
 	// Records 1..19 came with a mark that speaks for themselves; it does not speak for record 20, nor for a step.
+	l.Stand(t.Context())
+	if s.last() != 19 {
+		t.Fatalf("stands at %d", s.last())
+	}
 	l.Durable(21)
 	eventually(t, "applied up to the mark", func() bool { return s.last() == 19 })
 	state, err := l.Finish(t.Context())

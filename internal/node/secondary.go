@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"gantline/internal/apply"
 	"gantline/internal/control"
 	"gantline/internal/journal"
 	"gantline/internal/migrate"
@@ -53,21 +54,37 @@ func (g *group) startSecondary(rec *groupRecord) error {
 			return err
 		}
 	}
-	for _, m := range rec.Members {
-		if err := g.n.volume(m.Volume).vol.SetMode(context.Background(), volume.ModeReadOnly, false); err != nil {
-			return err
-		}
-	}
 	// A scope of their own, which ends first: who applies may wait for room that only the write-back makes.
 	feed := newScope()
 	g.mu.Lock()
 	g.app, g.rcv, g.feed = app, rcv, feed
 	g.pulls = &pulls{g: g, wake: make(chan struct{}, 1), going: map[string]*pulling{}}
 	g.mu.Unlock()
-	for _, run := range []func(context.Context) error{app.Run, rcv.Run, g.pulls.run} {
+	feed.work.Go(func() { g.watch(feed.ctx, app.Run) })
+	if err := g.showAtACut(rec, app); err != nil {
+		return err
+	}
+	for _, run := range []func(context.Context) error{rcv.Run, g.pulls.run} {
 		feed.work.Go(func() { g.watch(feed.ctx, run) })
 	}
 	feed.work.Go(func() { preview.run(feed.ctx) })
+	return nil
+}
+
+// standPatience is how long readers wait at a start for what is stored to be applied.
+const standPatience = 2 * time.Second
+
+// showAtACut opens the volumes to readers once what was stored before the start has been applied: a step that had been stored
+// whole would else be seen in the middle.
+func (g *group) showAtACut(rec *groupRecord, app *apply.Loop) error {
+	ctx, cancel := context.WithTimeout(context.Background(), standPatience)
+	defer cancel()
+	app.Stand(ctx)
+	for _, m := range rec.Members {
+		if err := g.n.volume(m.Volume).vol.SetMode(context.Background(), volume.ModeReadOnly, false); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
