@@ -52,7 +52,7 @@ vet:
 
 # The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it. Most tests of the node wait: four at once.
 unit:
-	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 8m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 10m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
 
 # The random histories of the log and the copies at full length: without the race detector, which met a part of them above.
 histories:
