@@ -1,0 +1,256 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"gantline/internal/block"
+	"gantline/internal/control"
+	"gantline/internal/migrate"
+	"gantline/internal/record"
+	"gantline/internal/volume"
+)
+
+// moveAbort has the target promise never to take over. One that has not been ordered to is sent back by moveCancel alone.
+func (n *Node) moveAbort(_ context.Context, id string) error {
+	m, _, err := n.move(id)
+	if err != nil {
+		return nil // cancelled since
+	}
+	t := m.target.Load()
+	if t == nil {
+		return nil // it has not begun, or has ended: moveCancel tells them apart
+	}
+	if err := t.Abort(); err != nil {
+		return refused("migration %s: %v", id, err)
+	}
+	return nil
+}
+
+// moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it. One that is not known is
+// noted as well, because its registration may still be on its way.
+func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error {
+	n.config.Lock()
+	defer n.config.Unlock()
+	id := in.ID
+	m, rec, err := n.move(id)
+	if err != nil || in.Epoch != 0 && in.Epoch != rec.Spec.Group.Epoch { // the id is one of a group that was made again
+		if slices.Contains(n.state.view().Cancelled, in) {
+			return nil // repeated
+		}
+		return n.state.update(func(d *durable) error { d.cancel(in); return nil })
+	}
+	switch rec.Role {
+	case control.RoleTarget:
+		return n.cancelTarget(ctx, m, rec, in)
+	case control.RoleSource:
+		m.seal.Lock()
+		defer m.seal.Unlock()
+		g := n.group(rec.Spec.Group.Name)
+		if g != nil && g.sealed() {
+			return refused("migration %s: the source is sealed; it goes on only when the target has refused", id)
+		}
+		if g != nil {
+			if err := g.dropTarget(rec); err != nil {
+				return err
+			}
+		}
+	case control.RoleSecondary:
+		if g := n.group(rec.Spec.Group.Name); g != nil {
+			if err := g.forbid(record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target}); err != nil {
+				return err
+			}
+		}
+	}
+	n.cfg.Point(control.PointCancel, "before")
+	if err := n.state.update(func(d *durable) error { d.cancel(in); return nil }); err != nil {
+		return err
+	}
+	n.cfg.Point(control.PointCancel, "after")
+	n.forgetMove(id)
+	if g := n.group(rec.Spec.Group.Name); g != nil {
+		g.pokeCopy() // a periodic source goes back to its steps
+	}
+	return nil
+}
+
+// cancelTarget first ends the machine by a stage of its own, which it cannot reach from beyond the order, then lets the
+// volumes go. Dead in between, the repeated call goes on. Hosts that are still here are sent to the source: what this
+// node's volumes hold is nobody's.
+func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, in control.MigrationCancel) error {
+	if t := m.target.Load(); t != nil {
+		err := t.Update(func(r *migrate.Record) {
+			switch r.Stage {
+			case migrate.Registered, migrate.Through, migrate.Returned, migrate.Deregistered: // the last: by an earlier call
+				r.Stage = migrate.Deregistered
+				return
+			}
+			r.Stage = "cancelled" // legal from nowhere
+		})
+		if err != nil {
+			now, _ := t.View()
+			return refused("migration %s: the target is past the point of return (%s)", m.id, now.Stage)
+		}
+	} else if rec.Stage != migrate.Deregistered || rec.Phase() == control.PhaseCommitted {
+		return refused("migration %s: the target cannot be cancelled (%s)", m.id, rec.Stage)
+	}
+	if m.ops != nil {
+		m.ops.copy.Load().end() // it writes to the volumes by itself
+	}
+	epoch := rec.Spec.Group.Epoch
+	if rec.Returned {
+		epoch = rec.SourceEpoch()
+	}
+	moved := map[string]*block.MovedError{}
+	for _, mv := range rec.Spec.Volumes {
+		_, local := splitName(mv.Target)
+		node, remote := splitName(mv.Source)
+		moved[local] = &block.MovedError{Node: node, Address: n.addressOf(node), Volume: remote, Epoch: epoch}
+	}
+	// What is relayed ends while the move is known: if it does not, the call is repeated and goes on here.
+	if err := n.sendAway(ctx, moved); err != nil {
+		return refused("migration %s: the target still waits for answers of node %s: %v", m.id, rec.Spec.Source, err)
+	}
+	n.cfg.Point(control.PointCancel, "before")
+	err := n.dropGroup(ctx, rec.Spec.Group.Name, moved, func(d *durable) {
+		delete(d.Groups, rec.Spec.Group.Name)
+		d.cancel(in)
+	})
+	if err != nil {
+		return err
+	}
+	n.cfg.Point(control.PointCancel, "after")
+	m.stop()
+	m.closeMaps()
+	n.forgetMove(m.id)
+	n.removePresentMaps(rec)
+	return nil
+}
+
+// awayLimit is how long a target that is cancelled waits for answers to what it relays, in one call.
+const awayLimit = 2 * time.Second
+
+// sendAway has volumes answer hosts with their successors, and waits for what is under way.
+func (n *Node) sendAway(ctx context.Context, moved map[string]*block.MovedError) error {
+	ctx, cancel := context.WithTimeout(ctx, awayLimit)
+	defer cancel()
+	for name, to := range moved {
+		v := n.volume(name)
+		if v == nil {
+			continue
+		}
+		v.vol.SetSuccessor(to)
+		if err := v.vol.SetMode(ctx, volume.ModeMoved, true); err != nil {
+			return fmt.Errorf("volume %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) forgetMove(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.moves, id)
+}
+
+// moveDeregister ends a move that is filled (S1601, S1602): the secondary forgets the source, the target is a primary
+// like any other, the source is retired.
+func (n *Node) moveDeregister(ctx context.Context, id string) error {
+	n.config.Lock()
+	defer n.config.Unlock()
+	m, rec, err := n.move(id)
+	if err != nil || rec.Stage == migrate.Deregistered {
+		return nil // repeated
+	}
+	n.cfg.Point(control.StepDeregister, "before")
+	rec.Note(control.StepDeregister, time.Now())
+	switch rec.Role {
+	case control.RoleTarget:
+		err = n.deregisterTarget(m)
+	case control.RoleSource:
+		err = n.retire(ctx, m, rec)
+	case control.RoleSecondary:
+		err = n.deregisterSecondary(rec)
+	}
+	if err != nil {
+		return err
+	}
+	n.cfg.Point(control.StepDeregister, "after")
+	return nil
+}
+
+// deregisterTarget: the record first, so that no restart looks for the maps.
+func (n *Node) deregisterTarget(m *move) error {
+	t := m.target.Load()
+	if t == nil {
+		return refused("migration %s: the target does not run", m.id)
+	}
+	err := t.Update(func(r *migrate.Record) {
+		if r.Stage == migrate.Filled {
+			r.Stage = migrate.Deregistered
+			r.Note(control.StepDeregister, time.Now())
+		}
+	})
+	if err != nil {
+		return err
+	}
+	rec, _ := t.View()
+	if rec.Stage != migrate.Deregistered {
+		return refused("migration %s: the target is not filled yet (%s)", m.id, rec.Stage)
+	}
+	m.stop()
+	m.closeMaps()
+	m.target.Store(nil)
+	n.removePresentMaps(&rec)
+	return nil
+}
+
+// deregisterSecondary: e+2 was for a move that goes back; this one has not.
+func (n *Node) deregisterSecondary(rec *migrate.Record) error {
+	if g := n.group(rec.Spec.Group.Name); g != nil {
+		if err := g.forbid(record.EpochID{Number: rec.SourceEpoch(), Node: rec.Spec.Source}); err != nil {
+			return err
+		}
+	}
+	rec.Stage = migrate.Deregistered
+	return n.saveMove(rec)
+}
+
+// dropGroup ends a group here. Volumes in moved refuse hosts from now on and say who serves. The record comes first:
+// dead behind it, a restart finds no group to open, and the volumes as they are to be.
+func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*block.MovedError, change func(*durable)) error {
+	g, rec := n.group(name), n.state.view().Groups[name]
+	if g != nil && g.Err() == nil && g.running() != nil {
+		// What the devices lack is written while the log still says so.
+		if err := g.running().Checkpoint(ctx); err != nil {
+			return err
+		}
+	}
+	err := n.state.update(func(d *durable) error {
+		for volume, to := range moved {
+			if v := d.Volumes[volume]; v != nil {
+				v.Moved = to
+			}
+		}
+		change(d)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	delete(n.groups, name)
+	n.mu.Unlock()
+	if g == nil || rec == nil {
+		return nil
+	}
+	return g.release(ctx, rec, moved)
+}
+
+func (n *Node) removePresentMaps(rec *migrate.Record) {
+	for _, mv := range rec.Spec.Volumes {
+		_ = n.removeMap(n.presentPath(rec.Spec.ID, mv.Number)) // only room is lost if it stays
+	}
+}
