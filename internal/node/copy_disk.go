@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 
 	"gantline/internal/block"
@@ -128,13 +127,8 @@ func (d *copyDisk) bring(ctx context.Context, off, n int64) error {
 
 func (d *copyDisk) isZero(data []byte, off, region int64) bool {
 	from := region*regionSize - off
-	return isZeros(data[from:min(from+regionSize, int64(len(data)))])
+	return block.IsZero(data[from:min(from+regionSize, int64(len(data)))])
 }
-
-var zeros [regionSize]byte
-
-// isZeros is for a region at most.
-func isZeros(p []byte) bool { return bytes.Equal(p, zeros[:len(p)]) }
 
 // skip has regions here that the source says to be holes. They are asked about while records for them wait.
 func (d *copyDisk) skip(off, n int64, ask func() ([]block.Extent, error)) error {

@@ -1,10 +1,8 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -216,14 +214,7 @@ func (g *group) feedTarget(s *second, target string) {
 		},
 		CutOff: func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
 		Hello:  wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			addr := g.n.addressOf(target)
-			if addr == "" {
-				return nil, fmt.Errorf("address of node %s is not known", target)
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", addr)
-		},
+		Dial:   g.n.dialer(target),
 		Retry:  200 * time.Millisecond,
 		Logger: g.n.log,
 	})

@@ -557,9 +557,3 @@ func (n *Node) learn(addr map[string]string) {
 		}
 	}
 }
-
-func (n *Node) addressOf(node string) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.address[node]
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"gantline/internal/control"
@@ -173,20 +172,13 @@ func (g *group) feedFrom(secondary string) {
 				g.n.log.Error("loss at the secondary not recorded", "group", g.name, "cause", err)
 			}
 		},
-		Pull:    settings.Transfer == control.TransferPull,
-		Gather:  gatherOf(&settings),
-		Waiting: g.vg.Waiting,
-		Hurry:   g.hurries,
-		CutOff:  func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
-		Hello:   wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			addr := g.n.addressOf(secondary)
-			if addr == "" {
-				return nil, fmt.Errorf("address of node %s is not known", secondary)
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", addr)
-		},
+		Pull:        settings.Transfer == control.TransferPull,
+		Gather:      gatherOf(&settings),
+		Waiting:     g.vg.Waiting,
+		Hurry:       g.hurries,
+		CutOff:      func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
+		Hello:       wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
+		Dial:        g.n.dialer(secondary),
 		Sent:        g.wan.add,
 		Compress:    func() wire.Method { return wire.Method(g.compress.Load()) },
 		Pace:        pace.Chain{g.limit, link.limit},

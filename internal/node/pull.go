@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -94,14 +93,7 @@ func (p *pulls) begin(ctx context.Context, node string) *pulling {
 	one := &pulling{cancel: cancel, done: make(chan struct{})}
 	one.Puller = receiver.NewPuller(receiver.PullConfig{Receiver: p.g.rcv, Node: node, Logger: n.log,
 		Hello: wire.Hello{Role: "node", Name: n.cfg.Name, Instance: n.instance, Group: p.g.name},
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			addr := n.addressOf(node)
-			if addr == "" {
-				return nil, fmt.Errorf("address of node %s is not known", node)
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", addr)
-		}})
+		Dial:  n.dialer(node)})
 	go func() {
 		defer close(one.done)
 		one.Run(ctx)

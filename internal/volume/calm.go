@@ -23,8 +23,8 @@ func (c *calm) busy(ops uint64) bool {
 	return now-c.seenAt.Load() < int64(calmAfter)
 }
 
-// hostOps counts the requests that the group's volumes have executed for hosts in this run.
-func (g *Group) hostOps() uint64 {
+// HostOps counts the requests that the group's volumes have executed for hosts in this run.
+func (g *Group) HostOps() uint64 {
 	sum := uint64(0)
 	for _, m := range *g.members.Load() {
 		if m != nil {

@@ -322,7 +322,7 @@ func (g *Group) spread(recs []record.Record) {
 	followed := false
 	for _, s := range subs {
 		followed = followed || s.State() != SubSuspended
-		if s.State() == SubSuspended || s.resting() {
+		if s.State() == SubSuspended || s.Resting() {
 			s.markAllOf(recs)
 		}
 	}

@@ -223,7 +223,7 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 	if s.State() == SubSuspended {
 		return 0, ErrSuspended
 	}
-	if s.resting() {
+	if s.Resting() {
 		return 0, fmt.Errorf("%w: subscriber %s comes to rest", ErrRole, s.name)
 	}
 	if err := s.g.mayNumber(); err != nil {
@@ -240,7 +240,7 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 	if off%s.cfg.BlockSize == 0 && int64(len(data)) == min(s.cfg.BlockSize, m.vol.Size()-off) {
 		held.bit = off / s.cfg.BlockSize
 	}
-	if isZero(data) {
+	if block.IsZero(data) {
 		rec.Op, rec.Flags, held.data = record.OpTrim, flags|record.FlagCopied, nil
 	}
 	// The sender must never meet the record without its data, so this is there before the record is.
@@ -458,7 +458,7 @@ func (s *Subscriber) copyVolume(ctx context.Context, cancel context.CancelCauseF
 	}
 	err := copier.New(copier.Config{
 		Set: set, Region: s.cfg.BlockSize, Size: m.vol.Size, Work: work,
-		Parallel: opt.Parallel, Limit: opt.Limit, Busy: func() bool { return hosts.busy(s.g.hostOps()) },
+		Parallel: opt.Parallel, Limit: opt.Limit, Busy: func() bool { return hosts.busy(s.g.HostOps()) },
 	}).Run(ctx)
 	switch {
 	case whole.Err() != nil:

@@ -108,7 +108,7 @@ func (d *Digests) Add(ctx context.Context, n record.VolumeNumber, off, length in
 	}
 	start := time.Now()
 	out, err := d.add(ctx, m, off, length)
-	if err == nil && d.hosts.busy(d.s.g.hostOps()) {
+	if err == nil && d.hosts.busy(d.s.g.HostOps()) {
 		select {
 		case <-time.After(min(digestRest*time.Since(start), maxDigestRest)):
 		case <-ctx.Done():

@@ -37,7 +37,7 @@ func (s *Subscriber) miss() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := &s.lacks
-	if s.resting() {
+	if s.Resting() {
 		l = &s.lacksNew
 	}
 	if !l.known {

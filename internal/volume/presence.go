@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -215,7 +214,7 @@ func (p *presence) arrive(region int64) {
 // busy says whether hosts have used the group lately.
 func (p *presence) busy() bool {
 	g := p.v.Group()
-	return g != nil && p.calm.busy(g.hostOps())
+	return g != nil && p.calm.busy(g.HostOps())
 }
 
 // Next, Needs and Left make it a copier.Set.
@@ -272,9 +271,9 @@ func (p *presence) fetch(ctx context.Context, off, n int64) error {
 // store writes fetched regions to the device. Those of zeros take no space, and lose what the device held before.
 func (p *presence) store(buf []byte, off int64) error {
 	for len(buf) > 0 {
-		zero := isZero(buf[:min(p.region, int64(len(buf)))])
+		zero := block.IsZero(buf[:min(p.region, int64(len(buf)))])
 		n := min(p.region, int64(len(buf)))
-		for n < int64(len(buf)) && isZero(buf[n:min(n+p.region, int64(len(buf)))]) == zero {
+		for n < int64(len(buf)) && block.IsZero(buf[n:min(n+p.region, int64(len(buf)))]) == zero {
 			n = min(n+p.region, int64(len(buf)))
 		}
 		var err error
@@ -513,17 +512,4 @@ func (g *Group) fetchPostponed(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-var zeros [4096]byte
-
-func isZero(b []byte) bool {
-	for len(b) > 0 {
-		n := min(len(b), len(zeros))
-		if !bytes.Equal(b[:n], zeros[:n]) {
-			return false
-		}
-		b = b[n:]
-	}
-	return true
 }

@@ -350,7 +350,7 @@ func (s *Subscriber) decide(link bool) (action guardAction, changed bool, why st
 	if g.superseded.Load() {
 		return 0, false, "" // who waits keeps its refusal
 	}
-	f := guardFacts{now: time.Since(began), serving: g.Role() == RoleServing, stream: s.State() == SubStreaming && !s.resting(), link: link,
+	f := guardFacts{now: time.Since(began), serving: g.Role() == RoleServing, stream: s.State() == SubStreaming && !s.Resting(), link: link,
 		stored: record.Seq(s.ackStored.Load()), durable: record.Seq(s.ackDurable.Load()), tip: g.Tip(), oldest: oldest}
 	f.lacks = g.bytesAbove(f.stored)
 	s.guardMu.Lock()

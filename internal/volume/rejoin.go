@@ -128,6 +128,3 @@ func (g *Group) Numbered() record.Seq {
 
 // Hasten makes durable all that is in the log.
 func (g *Group) Hasten() error { return g.syncTo(g.Tip()) }
-
-// HostOps counts the requests that the group's volumes have executed for hosts in this run.
-func (g *Group) HostOps() uint64 { return g.hostOps() }

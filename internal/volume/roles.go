@@ -234,7 +234,7 @@ func (g *Group) allThere() error {
 		switch {
 		case s.State() != SubStreaming:
 			return fmt.Errorf("%w: group %s is not sealed: %s is %s", ErrSuspended, g.cfg.Name, s.name, s.State())
-		case s.resting():
+		case s.Resting():
 			return fmt.Errorf("%w: group %s is not sealed: %s leaves the stream", ErrSuspended, g.cfg.Name, s.name)
 		}
 	}

@@ -102,7 +102,7 @@ func (s *Subscriber) mayEnd(rest bool) (record.Seq, error) {
 	defer s.mu.Unlock()
 	state := s.State()
 	switch {
-	case s.end != 0 && s.resting() == rest:
+	case s.end != 0 && s.Resting() == rest:
 		return s.end, nil
 	case s.end != 0:
 		return 0, fmt.Errorf("%w: subscriber %s has to apply %d first", ErrBusy, s.name, s.end)
@@ -144,11 +144,9 @@ func (s *Subscriber) AwaitEnd(ctx context.Context, end record.Seq) error {
 	}
 }
 
-// Resting: see Rest. Behind its end all that is written is marked, and not in the stream.
-func (s *Subscriber) Resting() bool { return s.resting() }
-
-// resting says that the subscriber is to leave the stream at the end that has been appended.
-func (s *Subscriber) resting() bool { return s.restAt.Load() != 0 }
+// Resting says that the subscriber is to leave the stream at the end that has been appended: see Rest. Behind that end all that is
+// written is marked, and not in the stream.
+func (s *Subscriber) Resting() bool { return s.restAt.Load() != 0 }
 
 // stepDone says whether the end has been applied, under mu.
 func (s *Subscriber) stepDone() bool { return s.end != 0 && s.applied >= s.end }
@@ -172,7 +170,7 @@ func (s *Subscriber) leaveStep() bool {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
 	s.mu.Lock()
-	done, end, resting := s.stepDone(), s.end, s.resting()
+	done, end, resting := s.stepDone(), s.end, s.Resting()
 	if done {
 		s.ended, s.acked, s.leaving = end, max(s.acked, end), true
 		s.lacks = lack{}
