@@ -221,6 +221,11 @@ func (b *bench) endpoint(ctx context.Context, s side) (endpoint, error) {
 	switch s {
 	case synced:
 		return b.copiedAs(ctx, "synced", "--mode sync")
+	case syncedDirect:
+		if _, err := b.copiedAs(ctx, "synced", "--mode sync"); err != nil {
+			return endpoint{}, err
+		}
+		return b.deployment.direct(nodeA, "synced"), nil
 	case packed:
 		return b.copiedAs(ctx, "packed", "--compress s2")
 	}

@@ -12,9 +12,10 @@ import (
 
 // Ways of copying other than the plain one, and the peer's.
 const (
-	synced    side = "gateway, journal, sync copy"
-	packed    side = "gateway, journal, copy by s2"
-	mirroring side = "blockdev-mirror, blocking"
+	synced       side = "gateway, journal, sync copy"
+	syncedDirect side = "node, journal, sync copy" // like the mirror: nothing between the host and who copies
+	packed       side = "gateway, journal, copy by s2"
+	mirroring    side = "blockdev-mirror, blocking"
 )
 
 func copyCases() []testCase {
@@ -22,7 +23,8 @@ func copyCases() []testCase {
 	sync, async := write, write
 	sync.depth, async.depth = 8, 32
 	return []testCase{
-		ioCase("sync-4k-d8", "4 KiB random writes, 8 in flight, answered when they are at both sides", sync, goal{synced, mirroring, 2.0}),
+		ioCase("sync-4k-d8", "4 KiB random writes, 8 in flight, answered when they are at both sides", sync,
+			goal{syncedDirect, mirroring, 2.0}, goal{synced, mirroring, 0}),
 		ioCase("compress-4k-d32", "4 KiB random writes of random bytes, 32 in flight, the copy compressed in vain", async, goal{packed, copied, 0.9}),
 		{name: "catch-up", about: "the backlog of an outage goes over a line of 60 MB/s, under 1,000 writes/s", run: catchUp},
 	}
