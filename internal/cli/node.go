@@ -34,7 +34,7 @@ func (a *app) nodeDrain() *cobra.Command {
 		})
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "the node to move to")
-	f.IntVar(&in.Parallel, "parallel", 2, "moves at a time")
+	f.IntVar(&in.Parallel, "parallel", 0, "moves at a time, 1 to 16 (default 2); named again, it changes a drain under way")
 	f.BoolVar(&in.Commit, "commit", false, "remove each source at once when its move is filled")
 	must(c.MarkFlagRequired("to"))
 	return c

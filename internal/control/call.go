@@ -90,11 +90,13 @@ type MigrationSet struct {
 	Limit int64  `json:"limit"`
 }
 
-// VolumeCreate asks for a volume. Device empty: DATA-DIR/volumes/NAME.raw.
+// VolumeCreate asks for a volume. Device empty: DATA-DIR/volumes/NAME.raw. For is the move that it is made for, if it is: once
+// that has been cancelled a call that comes late makes nothing.
 type VolumeCreate struct {
-	Name   string `json:"name"`
-	Size   int64  `json:"size"`
-	Device string `json:"device"`
+	Name   string          `json:"name"`
+	Size   int64           `json:"size"`
+	Device string          `json:"device"`
+	For    MigrationCancel `json:"for,omitzero"`
 }
 
 // VolumeResize makes a volume larger. Group and Role are what the manager knows it as: a primary's must not grow before its
@@ -107,11 +109,12 @@ type VolumeResize struct {
 	Check bool   `json:"check"`
 }
 
-// JournalCreate asks for a journal of Size bytes in all; Devices empty: DATA-DIR/journals/NAME.jnl.
+// JournalCreate asks for a journal of Size bytes in all; Devices empty: DATA-DIR/journals/NAME.jnl. For: as of VolumeCreate.
 type JournalCreate struct {
-	Name    string   `json:"name"`
-	Size    int64    `json:"size"`
-	Devices []string `json:"devices"`
+	Name    string          `json:"name"`
+	Size    int64           `json:"size"`
+	Devices []string        `json:"devices"`
+	For     MigrationCancel `json:"for,omitzero"`
 }
 
 // JournalAdd has a journal grow by one device: an existing one, or a new file of Size bytes. Have are its devices before

@@ -35,7 +35,7 @@ const (
 // DrainID is the ID of a node's drain: there is one at a time.
 func DrainID(node string) string { return "drain-" + node }
 
-// DrainRequest begins a drain. Parallel 0: two moves at a time.
+// DrainRequest begins a drain. Parallel 0: two moves at a time, or, of a drain under way, as many as before.
 type DrainRequest struct {
 	To       string `json:"to"`
 	Parallel int    `json:"parallel,omitempty"`

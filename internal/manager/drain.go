@@ -21,9 +21,6 @@ const (
 // nodeDrain begins to move all that a node is the primary of. What would be refused is refused before anything is begun. It
 // returns the operation's id.
 func (m *Manager) nodeDrain(ctx context.Context, node string, in control.DrainRequest) (string, error) {
-	if in.Parallel == 0 {
-		in.Parallel = defaultParallel
-	}
 	switch {
 	case in.Parallel < 0 || in.Parallel > maxParallel:
 		return "", control.Errorf(control.KindUsage, "--parallel %d: between 1 and %d", in.Parallel, maxParallel)
@@ -49,7 +46,10 @@ func (m *Manager) nodeDrain(ctx context.Context, node string, in control.DrainRe
 		if old.V.To != in.To || old.V.Commit != in.Commit {
 			return "", control.Errorf(control.KindRefused, "node %s is being drained to %s already; wait for that", node, old.V.To)
 		}
-		return id, nil
+		return id, m.drains.setParallel(ctx, &old.V, in.Parallel)
+	}
+	if in.Parallel == 0 {
+		in.Parallel = defaultParallel
 	}
 	d := control.Drain{ID: id, Node: node, To: in.To, Parallel: in.Parallel, Commit: in.Commit, Phase: control.DrainMoving,
 		Begun: time.Now().UTC(), Items: []control.DrainItem{}}

@@ -79,6 +79,24 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// A repetition that names another number of moves at a time has it in force; one that names none leaves it.
+func TestDrainParallelChanges(t *testing.T) {
+	s := newSystem(t, "a", "b", "c")
+	s.groups(3)
+	goOn := s.stopAt(control.PhasePending)
+	defer goOn()
+	s.must("POST", "/v1/nodes/a/drain", control.DrainRequest{To: "b", Parallel: 1}, nil)
+	s.waitPhase("g1-1", control.PhasePending)
+	s.must("POST", "/v1/nodes/a/drain", control.DrainRequest{To: "b"}, nil)
+	if v := s.drain(control.DrainMoving); v.Items[1].Phase != control.DrainWaiting {
+		t.Errorf("with one at a time: %+v", v.Items)
+	}
+	s.must("POST", "/v1/nodes/a/drain", control.DrainRequest{To: "b", Parallel: 3}, nil)
+	for _, id := range []string{"g2-1", "g3-1"} {
+		s.waitPhase(id, control.PhasePending)
+	}
+}
+
 // What would be refused is refused by name before anything moves; a dry run tells all of it.
 func TestDrainRefusals(t *testing.T) {
 	s := newSystem(t, "a", "b", "c")

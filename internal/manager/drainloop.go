@@ -192,7 +192,18 @@ func drainRequest(d *control.Drain, it control.DrainItem) control.MoveRequest {
 	return control.MoveRequest{Group: it.Object, To: d.To, Commit: d.Commit}
 }
 
-// note changes one item. Only this loop writes the record while the drain is under way.
+// setParallel changes how many moves of a drain under way are made at a time; 0 leaves it. Those that have begun go on.
+func (ds *drains) setParallel(ctx context.Context, d *control.Drain, n int) error {
+	if n == 0 || n == d.Parallel {
+		return nil
+	}
+	return ds.edit(ctx, d.ID, func(c *change, d *control.Drain) {
+		c.event("node/"+d.Node, "drain", "command", "the drain of node %s makes %d moves at a time (was %d)", d.Node, n, d.Parallel)
+		d.Parallel = n
+	})
+}
+
+// note changes one item. Only this loop writes items while the drain is under way.
 func (ds *drains) note(ctx context.Context, id string, i int, edit func(*control.DrainItem)) error {
 	return ds.edit(ctx, id, func(_ *change, d *control.Drain) { edit(&d.Items[i]) })
 }

@@ -195,6 +195,11 @@ func TestMoveTakesOnlyWhatItHasMade(t *testing.T) {
 		}
 	}
 	c := s.m.change()
+	s.must("POST", "/v1/vvols", control.VvolRequest{Name: "other", Volume: "b/v1"}, nil)
+	if err := s.m.leadVvols(t.Context(), c, mg, false); err != nil || len(c.txn.Puts) > 0 {
+		t.Errorf("a virtual volume of somebody else is led elsewhere: %v, %v", c.plan, err)
+	}
+	s.must("DELETE", "/v1/vvols/other", nil, nil)
 	if left, err := s.m.freeSide(t.Context(), c, mg, true, false); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}

@@ -127,7 +127,8 @@ func (m *Manager) makeTargetVolume(ctx context.Context, mg *control.Migration, f
 	if err != nil || exists || i < 0 {
 		return err
 	}
-	v, err := m.makeVolume(ctx, mg.Target, control.VolumeCreate{Name: control.BaseOf(full), Size: mg.Volumes[i].Size})
+	v, err := m.makeVolume(ctx, mg.Target, control.VolumeCreate{Name: control.BaseOf(full), Size: mg.Volumes[i].Size,
+		For: control.MigrationCancel{ID: mg.ID, Epoch: mg.Epoch}})
 	if err != nil {
 		return err
 	}
@@ -150,7 +151,8 @@ func (m *Manager) makeTargetJournal(ctx context.Context, mg *control.Migration) 
 	if err != nil || exists {
 		return err
 	}
-	j, err := m.makeJournal(ctx, mg.Target, control.JournalCreate{Name: control.BaseOf(mg.MadeJournal), Size: mg.JournalSize})
+	j, err := m.makeJournal(ctx, mg.Target, control.JournalCreate{Name: control.BaseOf(mg.MadeJournal), Size: mg.JournalSize,
+		For: control.MigrationCancel{ID: mg.ID, Epoch: mg.Epoch}})
 	if err != nil {
 		return err
 	}
@@ -237,7 +239,8 @@ func (m *Manager) throughMove(ctx context.Context, mg *control.Migration) error 
 	return err
 }
 
-// leadVvols rewrites the virtual volumes of a move's volumes, to the target's or back, in c.
+// leadVvols rewrites the virtual volumes of a move's volumes, to the target's or back, in c. Back from those that are the
+// group's only: under a name that the move has not come to, there may be a volume of somebody else.
 func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migration, target bool) error {
 	vvols, err := loadAll[control.Vvol](ctx, m, control.KindVvol)
 	if err != nil {
@@ -249,11 +252,17 @@ func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migratio
 			if target {
 				from, to = to, from
 			}
-			if v.V.Volume == from {
-				v.V.Volume, v.V.InFlight = to, mg.InFlight
-				c.put(v.Key, v.Rev, v.V)
-				break
+			if v.V.Volume != from {
+				continue
 			}
+			if vol, exists, err := find[control.Volume](ctx, m, control.KindVolume, from); err != nil {
+				return err
+			} else if exists && vol.V.Group != mg.Group {
+				continue
+			}
+			v.V.Volume, v.V.InFlight = to, mg.InFlight
+			c.put(v.Key, v.Rev, v.V)
+			break
 		}
 	}
 	return nil

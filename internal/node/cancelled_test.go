@@ -76,3 +76,58 @@ func TestCancelWithASourceThatDoesNotAnswer(t *testing.T) {
 		t.Error("the group is still there")
 	}
 }
+
+// What a move was to make at its target is not made by a call that was on its way longer than the cancellation.
+func TestMakingAfterItsCancellation(t *testing.T) {
+	r := newRig(t, "b")
+	in := control.MigrationCancel{ID: "g-1", Epoch: 1}
+	r.call("b", control.CallMigrateCancel, in, nil)
+	for method, call := range map[string]any{control.CallVolumeCreate: control.VolumeCreate{Name: "v1", Size: 1 << 20, For: in},
+		control.CallJournalCreate: control.JournalCreate{Name: "jg", Size: 1 << 20, For: in}} {
+		if err := r.try("b", method, call, nil); wire.KindOf(err) != wire.KindRefused {
+			t.Errorf("late %s: %v", method, err)
+		}
+	}
+	if d := r.nodes["b"].node.state.view(); len(d.Volumes) > 0 || len(d.Journals) > 0 {
+		t.Errorf("b keeps %d volumes, %d journals", len(d.Volumes), len(d.Journals))
+	}
+	in.ID = "g-2"
+	r.call("b", control.CallVolumeCreate, control.VolumeCreate{Name: "v1", Size: 1 << 20, For: in}, nil)
+}
+
+// A target that cannot open its group is forgotten like any other, at once or after a restart, and its volumes may be used again.
+func TestCancelOfATargetThatCannotOpen(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %v", restart), func(t *testing.T) {
+			r := newRig(t, "a", "b", "c")
+			g := r.group(1, 4<<20)
+			sp := r.spec(g, "b")
+			r.breakJournal("b")
+			for _, n := range []string{"c", "a"} {
+				r.call(n, control.CallMigrateRegister, sp, nil)
+			}
+			if err := r.try("b", control.CallMigrateRegister, sp, nil); err == nil {
+				t.Fatal("registered with a broken journal")
+			}
+			if restart {
+				r.stop("b")
+				r.start("b")
+			}
+			in := control.MigrationCancel{ID: sp.ID, Epoch: g.Epoch}
+			for _, n := range []string{"b", "a", "c"} {
+				for range 2 {
+					r.call(n, control.CallMigrateCancel, in, nil)
+				}
+			}
+			if d := r.nodes["b"].node.state.view(); len(d.Moves) > 0 || len(d.Groups) > 0 {
+				t.Errorf("b keeps %d moves, %d groups", len(d.Moves), len(d.Groups))
+			}
+			r.call("b", control.CallJournalDelete, control.NameOnly{Name: "jg"}, nil)
+			sp = r.spec(g, "b")
+			sp.ID = "g-2"
+			for _, n := range []string{"c", "a", "b"} {
+				r.call(n, control.CallMigrateRegister, sp, nil)
+			}
+		})
+	}
+}

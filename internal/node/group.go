@@ -296,7 +296,11 @@ func (g *group) release(ctx context.Context, rec *groupRecord, moved map[string]
 	g.stopFeed()
 	for _, m := range rec.Members {
 		v := g.n.volume(m.Volume)
-		if v == nil || g.vg == nil {
+		if v == nil {
+			continue
+		}
+		if g.vg == nil { // it could not be opened
+			v.vol.DropPresence()
 			continue
 		}
 		to, mode := moved[m.Volume], volume.ModeNormal

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,7 +87,7 @@ func (n *Node) registerMove(ctx context.Context, spec control.MigrationSpec) err
 		}
 		return n.beginMove(spec.ID, old) // recorded, but what runs it could not be started then
 	}
-	if slices.Contains(n.state.view().Cancelled, control.MigrationCancel{ID: spec.ID, Epoch: spec.Group.Epoch}) {
+	if n.state.view().cancelled(control.MigrationCancel{ID: spec.ID, Epoch: spec.Group.Epoch}) {
 		return refused("migration %s has been cancelled", spec.ID) // the call was on its way longer than its cancellation
 	}
 	n.cfg.Point(control.StepRegister, "before")

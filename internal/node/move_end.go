@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"gantline/internal/block"
@@ -37,7 +36,7 @@ func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error
 	id := in.ID
 	m, rec, err := n.move(id)
 	if err != nil || in.Epoch != 0 && in.Epoch != rec.Spec.Group.Epoch { // the id is one of a group that was made again
-		if slices.Contains(n.state.view().Cancelled, in) {
+		if n.state.view().cancelled(in) {
 			return nil // repeated
 		}
 		return n.state.update(func(d *durable) error { d.cancel(in); return nil })
@@ -93,8 +92,8 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, i
 			now, _ := t.View()
 			return refused("migration %s: the target is past the point of return (%s)", m.id, now.Stage)
 		}
-	} else if rec.Stage != migrate.Deregistered || rec.Phase() == control.PhaseCommitted {
-		return refused("migration %s: the target cannot be cancelled (%s)", m.id, rec.Stage)
+	} else if err := n.cancelIdle(rec); err != nil {
+		return err
 	}
 	if m.ops != nil {
 		m.ops.copy.Load().end() // it writes to the volumes by itself
@@ -127,6 +126,20 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, i
 	n.forgetMove(m.id)
 	n.removePresentMaps(rec)
 	return nil
+}
+
+// cancelIdle ends the move of a target that could not open its group, and so runs no machine, by the same stage.
+func (n *Node) cancelIdle(rec *migrate.Record) error {
+	switch rec.Stage {
+	case migrate.Registered, migrate.Through, migrate.Returned:
+		rec.Stage = migrate.Deregistered
+		return n.saveMove(rec)
+	case migrate.Deregistered:
+		if rec.Phase() != control.PhaseCommitted {
+			return nil // by an earlier call
+		}
+	}
+	return refused("migration %s: the target cannot be cancelled (%s)", rec.Spec.ID, rec.Stage)
 }
 
 // awayLimit is how long a target that is cancelled waits for answers to what it relays, in one call.

@@ -145,6 +145,9 @@ func (d *durable) cancel(c control.MigrationCancel) {
 	d.Cancelled = append(slices.Clone(d.Cancelled[max(0, len(d.Cancelled)+1-maxCancelled):]), c)
 }
 
+// cancelled says whether a move is remembered as forgotten for good.
+func (d *durable) cancelled(c control.MigrationCancel) bool { return slices.Contains(d.Cancelled, c) }
+
 // state guards the durable record. Every change goes through update: it is on disk when update returns nil.
 type state struct {
 	mu   sync.Mutex // of changes; who only reads does not wait for one that is being saved

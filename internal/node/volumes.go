@@ -48,6 +48,10 @@ func (n *Node) createVolume(in control.VolumeCreate) (control.VolumeStatus, erro
 		path = filepath.Join(n.cfg.DataDir, "volumes", in.Name+".raw")
 	}
 	d := n.state.view()
+	if d.cancelled(in.For) {
+		return control.VolumeStatus{}, refused("volume %s/%s: migration %s, for which it was to be made, has been cancelled", n.cfg.Name, in.Name,
+			in.For.ID)
+	}
 	n.exports.revive(in.Name)
 	if have := d.Volumes[in.Name]; have != nil {
 		if have.Size == in.Size && have.Device == path {
@@ -234,6 +238,9 @@ func (n *Node) createJournal(in control.JournalCreate) (control.JournalStatus, e
 		paths = []string{n.journalPath(in.Name, 0)}
 	}
 	d := n.state.view()
+	if d.cancelled(in.For) {
+		return control.JournalStatus{}, refused("%s: migration %s, for which it was to be made, has been cancelled", what, in.For.ID)
+	}
 	if have := d.Journals[in.Name]; have != nil {
 		if have.Size == in.Size && slices.Equal(have.Devices, paths) {
 			return n.journalStatus(in.Name)
