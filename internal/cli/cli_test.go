@@ -163,7 +163,7 @@ func TestCommands(t *testing.T) {
 		{"vvol create other", 2, "--volume"},
 		{"vvol uri disk", 4, "no gateway"},
 		{"vvol allow disk 127.0.0.1", 0, "127.0.0.1"},
-		{"vvol switch disk --volume c/v1 --in-flight hold", 4, "not built yet"},
+		{"vvol switch disk --volume c/v1 --in-flight maybe", 2, "finish, hold or error"},
 		{"group suspend g", 0, "suspended"},
 		{"group resume g", 0, "paired"},
 		{"group promote g", 4, "--force"},

@@ -90,14 +90,15 @@ func (a *app) migrateStart() *cobra.Command {
 		"  copy-first    copies all to the target, which follows what hosts write; only then hosts are led there. It takes\n" +
 		"                the space and the time before the switch, and the source does its work and feeds two until then.\n" +
 		"                The source may die right after the switch: nothing is absent at the target. Choose it when\n" +
-		"                the source cannot be trusted to live, or hosts are not to wait for regions that are fetched."
+		"                the source cannot be trusted to live, or hosts are not to wait for regions that are fetched.\n\n" +
+		inFlightHelp
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "the target node")
 	f.StringArrayVar(&maps, "map", nil, "V1=V2: move V1 onto the existing V2, which is overwritten; may be repeated")
 	f.StringVar(&in.Journal, "journal", "", "existing journal of the target node")
 	f.StringVar(&in.Strategy, "strategy", "", "switch-first (default) or copy-first: when hosts are led to the target, see above")
 	f.StringVar(&in.Backlog, "backlog", "", "drain (default) or carry")
-	f.StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error")
+	f.StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error: what becomes of requests under way, see above")
 	f.StringVar(&in.Paths, "paths", "", "all (default) or one-by-one")
 	f.BoolVar(&in.Mirror, "mirror", false, "keep the source up to date, as a way back")
 	f.Var(&limit, "limit", "background copy at most this much a second")

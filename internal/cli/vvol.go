@@ -84,13 +84,20 @@ func (a *app) vvolDeny() *cobra.Command {
 	})
 }
 
+// inFlightHelp explains a flag that two commands have.
+const inFlightHelp = "--in-flight says what becomes of requests under way at the switch:\n" +
+	"  finish  they run out on the old path; new ones go the new path at once\n" +
+	"  hold    they run out on the old path; new ones are held until then\n" +
+	"  error   they fail at once, and the host sends them again, on the new path; new ones are held for a second at most"
+
 func (a *app) vvolSwitch() *cobra.Command {
 	var in control.SwitchRequest
 	c := a.verb("switch NAME --volume V", "Lead it to another volume", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		return a.make(ctx, vvolTable, path(vvolTable.kind, args[0], "switch"), in)
 	})
 	c.Flags().StringVar(&in.Volume, "volume", "", "the volume")
-	c.Flags().StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error")
+	c.Long = "Lead a virtual volume to another volume of the same size. Hosts keep their connections; nothing is copied.\n\n" + inFlightHelp
+	c.Flags().StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error: what becomes of requests under way, see above")
 	c.Flags().StringArrayVar(&in.Gateways, "gateway", nil, "only at this gateway")
 	must(c.MarkFlagRequired("volume"))
 	return c

@@ -120,7 +120,7 @@ func (g *gateway) apply(t Table) {
 			n.Node, n.Address, n.Volume, n.Epoch = v.Node, v.Address, v.Volume, v.Epoch
 		} else if n.route() != v.route() {
 			placed = placed || n.Node != v.Node || n.Address != v.Address || n.Volume != v.Volume
-			policy, _ := route.ParsePolicy(n.InFlight) // checked
+			policy := n.policyFrom(v.VVol)
 			for s := range v.sessions {
 				changes = append(changes, change{s, n.route(), policy})
 			}

@@ -18,6 +18,7 @@ import (
 
 	"gantline/internal/block"
 	"gantline/internal/nbd"
+	"gantline/internal/route"
 	"gantline/internal/wire"
 )
 
@@ -523,6 +524,27 @@ func eventually(t *testing.T, ok func() bool) {
 	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("does not come about")
+		}
+	}
+}
+
+// The policy of a switch is for that switch alone: not for a node that has come back at another address, nor for a new epoch.
+func TestPolicyIsOfASwitchToAnotherVolume(t *testing.T) {
+	was := VVol{Node: "a", Volume: "v", Address: "x:1", Group: "g", Epoch: 1, InFlight: "error"}
+	for name, c := range map[string]struct {
+		to   func(*VVol)
+		want route.Policy
+	}{
+		"another node":    {func(v *VVol) { v.Node = "b" }, route.Error},
+		"another volume":  {func(v *VVol) { v.Volume, v.InFlight = "w", "hold" }, route.Hold},
+		"another address": {func(v *VVol) { v.Address = "x:2" }, route.Finish},
+		"another epoch":   {func(v *VVol) { v.Epoch = 2 }, route.Finish},
+		"another group":   {func(v *VVol) { v.Group = "h" }, route.Finish},
+	} {
+		is := was
+		c.to(&is)
+		if got := is.policyFrom(was); got != c.want {
+			t.Errorf("%s: %s, wanted %s", name, got, c.want)
 		}
 	}
 }

@@ -31,12 +31,22 @@ type VVol struct {
 	Group    string `json:"group"` // whose epoch it is; "": in none
 	Epoch    uint64 `json:"epoch"`
 	ReadOnly bool   `json:"read_only"` // served by a secondary
-	InFlight string `json:"in_flight"` // route.Policy for the switch to this route
+	InFlight string `json:"in_flight"` // route.Policy of the latest switch to another volume
 	Hosts    []Host `json:"hosts"`     // none: all on loopback, nobody elsewhere
 }
 
 func (v VVol) route() route.Route {
 	return route.Route{Node: v.Node, Address: v.Address, Volume: v.Volume, Group: v.Group, Epoch: v.Epoch}
+}
+
+// policyFrom is what becomes of requests in flight when this route follows old. The policy is that of the latest switch to
+// another volume: a node that has come back at another address is none, and no reason for an error.
+func (v VVol) policyFrom(old VVol) route.Policy {
+	if v.Node == old.Node && v.Volume == old.Volume {
+		return route.Finish
+	}
+	p, _ := route.ParsePolicy(v.InFlight) // checked
+	return p
 }
 
 // Table is what a gateway routes by.

@@ -194,7 +194,6 @@ func TestMoveRefusals(t *testing.T) {
 		"of a volume":       {control.MoveRequest{Group: "a/v1", To: "b"}, control.KindRefused, "not built yet"},
 		"another strategy":  {control.MoveRequest{Group: "g", To: "b", Strategy: "copy-last"}, control.KindUsage, "copy-first"},
 		"carry":             {control.MoveRequest{Group: "g", To: "b", Backlog: "carry"}, control.KindRefused, "not built yet"},
-		"hold":              {control.MoveRequest{Group: "g", To: "b", InFlight: "hold"}, control.KindRefused, "not built yet"},
 		"one by one":        {control.MoveRequest{Group: "g", To: "b", Paths: "one-by-one"}, control.KindRefused, "not built yet"},
 		"mirror":            {control.MoveRequest{Group: "g", To: "b", Mirror: true}, control.KindRefused, "not built yet"},
 		"stop at":           {control.MoveRequest{Group: "g", To: "b", StopAt: "filled"}, control.KindUsage, "registered or switched"},

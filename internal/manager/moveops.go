@@ -240,7 +240,8 @@ func (m *Manager) throughMove(ctx context.Context, mg *control.Migration) error 
 }
 
 // leadVvols rewrites the virtual volumes of a move's volumes, to the target's or back, in c. Back from those that are the
-// group's only: under a name that the move has not come to, there may be a volume of somebody else.
+// group's only: under a name that the move has not come to, there may be a volume of somebody else. On the way back what is in
+// flight finishes, whatever was asked for the way there: nobody has asked for an error by that.
 func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migration, target bool) error {
 	vvols, err := loadAll[control.Vvol](ctx, m, control.KindVvol)
 	if err != nil {
@@ -248,9 +249,9 @@ func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migratio
 	}
 	for _, v := range vvols {
 		for _, mv := range mg.Volumes {
-			from, to := mv.Target, mv.Source
+			from, to, policy := mv.Target, mv.Source, inFlightFinish
 			if target {
-				from, to = to, from
+				from, to, policy = mv.Source, mv.Target, mg.InFlight
 			}
 			if v.V.Volume != from {
 				continue
@@ -260,7 +261,7 @@ func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migratio
 			} else if exists && vol.V.Group != mg.Group {
 				continue
 			}
-			v.V.Volume, v.V.InFlight = to, mg.InFlight
+			v.V.Volume, v.V.InFlight = to, policy
 			c.put(v.Key, v.Rev, v.V)
 			break
 		}

@@ -27,7 +27,7 @@ func checkMoveFlags(in *control.MoveRequest) error {
 			*f.value = f.values[0]
 		case n < 0:
 			return control.Errorf(control.KindUsage, "--%s %q: it is %s", f.flag, *f.value, strings.Join(f.values, " or "))
-		case n > 0 && f.flag != "strategy":
+		case n > 0 && (f.flag == "backlog" || f.flag == "paths"):
 			return control.NotBuilt("migrate start --" + f.flag + " " + *f.value)
 		}
 	}

@@ -10,21 +10,22 @@ import (
 
 const maxHosts = 256 // of one virtual volume
 
-// In-flight policies of a switch.
+// In-flight policies of a switch: route.Policy.
 const (
 	inFlightFinish = "finish"
 	inFlightHold   = "hold"
 	inFlightError  = "error"
 )
 
-func checkInFlight(policy string) error {
+// inFlight is the policy that was asked for.
+func inFlight(policy string) (string, error) {
 	switch policy {
-	case "", inFlightFinish:
-		return nil
-	case inFlightHold, inFlightError:
-		return control.NotBuilt("--in-flight " + policy)
+	case "":
+		return inFlightFinish, nil
+	case inFlightFinish, inFlightHold, inFlightError:
+		return policy, nil
 	}
-	return control.Errorf(control.KindUsage, "--in-flight %q: it is finish, hold or error", policy)
+	return "", control.Errorf(control.KindUsage, "--in-flight %q: it is finish, hold or error", policy)
 }
 
 func hostsOf(names []string) ([]control.Host, error) {
@@ -181,7 +182,8 @@ func (m *Manager) vvolDeny(ctx context.Context, name string, in control.HostRequ
 }
 
 func (m *Manager) vvolSwitch(ctx context.Context, name string, in control.SwitchRequest) error {
-	if err := checkInFlight(in.InFlight); err != nil {
+	policy, err := inFlight(in.InFlight)
+	if err != nil {
 		return err
 	}
 	if len(in.Gateways) > 0 {
@@ -215,7 +217,7 @@ func (m *Manager) vvolSwitch(ctx context.Context, name string, in control.Switch
 			}
 		}
 		c.hold(vol.Key, vol.Rev)
-		v.Volume, v.InFlight = in.Volume, inFlightFinish
+		v.Volume, v.InFlight = in.Volume, policy
 		return true, nil
 	})
 }

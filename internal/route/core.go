@@ -30,7 +30,10 @@ type Policy string
 const (
 	Finish Policy = "finish" // they finish at the old node, new ones go to the new node at once
 	Hold   Policy = "hold"   // new ones wait until they have finished
-	Error  Policy = "error"  // they end in an error at once, new ones go to the new node
+	// Error: they end in an error at once, so that the host sends them again, to the new node. New ones wait until the old
+	// node has done with what it may still execute, movedBarrier at most: what is later than that is behind the session's
+	// floor when the host's next write arrives, and executed no more.
+	Error Policy = "error"
 )
 
 // ParsePolicy takes "" for Finish.
@@ -49,7 +52,7 @@ const (
 	retryQuick   = 40 // so many retries before the pauses grow
 	retryAtMost  = time.Second
 	calmAfter    = time.Second     // a connection that lives so long makes past failures forgotten
-	movedBarrier = time.Second     // after moved, new requests wait at most so long for the old node's last answers
+	movedBarrier = time.Second     // after moved or an Error switch, new requests wait at most so long for the old node
 	sleptAfter   = 5 * time.Second // the node has ended a session that was silent for so long
 )
 
@@ -67,7 +70,7 @@ type actionKind uint8
 
 const (
 	doDial  actionKind = 1 // connect to the route as this link; answer with connected or failed
-	doFail  actionKind = 2 // answer the link's requests with an error, then drop it
+	doFail  actionKind = 2 // answer all requests that were ever sent with an error; their links stay
 	doDrop  actionKind = 3 // end a link that is not wanted any more; it has nothing in flight
 	doEnd   actionKind = 4 // end the session with err: nothing is replayed
 	doDrain actionKind = 5 // report drained(link) once nothing is in flight on it
@@ -225,18 +228,16 @@ func (c *core) switchTo(r Route, p Policy, now time.Duration) []action {
 		c.former = c.lastID
 	}
 	c.route, c.failures, c.dialAt = r, 0, now
-	if c.cur == 0 {
-		return c.dial(now)
-	}
 	var acts []action
-	if p == Error && c.up {
-		acts = []action{{kind: doFail, link: c.cur}}
-		c.cur, c.up = 0, false
-	} else {
-		acts = c.retire()
+	if p == Error {
+		acts = []action{{kind: doFail}}
 	}
-	if p == Hold {
+	acts = append(acts, c.retire()...)
+	switch p {
+	case Hold:
 		c.barrier, c.barrierUntil = len(c.old) > 0, 0
+	case Error:
+		c.barrier, c.barrierUntil = len(c.old) > 0, now+movedBarrier
 	}
 	return append(acts, c.dial(now)...)
 }

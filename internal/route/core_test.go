@@ -67,9 +67,23 @@ func TestHistories(t *testing.T) {
 			{"connected", func(c *core) []action { return c.connected(2, 1, 0) }, "", false},
 			{"lost", func(c *core) []action { return c.lost(1, 0) }, "drop 1", true},
 		},
-		"error: what is in flight fails at once": {
-			{"switch", func(c *core) []action { return c.switchTo(place("b", 1), Error, 0) }, "fail 1, dial 2", false},
-			{"connected", func(c *core) []action { return c.connected(2, 1, 0) }, "", true},
+		"error: what is in flight fails at once, new ones wait for the old node": {
+			{"switch", func(c *core) []action { return c.switchTo(place("b", 1), Error, 0) }, "fail 0, drain 1, dial 2", false},
+			{"connected", func(c *core) []action { return c.connected(2, 1, 0) }, "", false},
+			{"drained", func(c *core) []action { return c.drained(1, 0) }, "drop 1", true},
+		},
+		"error: an old node that does not answer is waited for a second": {
+			{"switch", func(c *core) []action { return c.switchTo(place("b", 1), Error, 0) }, "fail 0, drain 1, dial 2", false},
+			{"connected", func(c *core) []action { return c.connected(2, 1, 0) }, "", false},
+			{"a second", func(c *core) []action { return c.tick(time.Second, 0) }, "", true},
+		},
+		"error: what a lost connection has left fails too": {
+			{"lost", func(c *core) []action { return c.lost(1, 10*ms) }, "dial 2", false},
+			{"switch", func(c *core) []action { return c.switchTo(place("b", 1), Error, 0) }, "fail 0, drop 2, dial 3", false},
+			{"connected", func(c *core) []action { return c.connected(3, 1, 0) }, "", true},
+		},
+		"error: one and the same place is no switch": {
+			{"switch", func(c *core) []action { return c.switchTo(place("a", 2), Error, 0) }, "", true},
 		},
 		"moved: the old node's last answers come first, for a second at most": {
 			{"moved", func(c *core) []action { return c.moved(1, movedTo("b", 2), 0) }, "drain 1, dial 2", false},

@@ -101,10 +101,12 @@ func (s *Session) settle() {
 		return
 	}
 	var batch []*block.Request
+	s.raiseFloor()
 	for n := s.floor + 1; n <= s.next; n++ {
 		slot := s.slot(n)
 		if r := slot.req.Load(); r != nil && slot.link == 0 {
 			slot.link = s.cur.id
+			r.Floor = s.floor // what has failed while it waited is executed behind it no more
 			batch = append(batch, r)
 		}
 	}
@@ -116,7 +118,9 @@ func (s *Session) settle() {
 			s.slot(r.Number).link = 0
 		}
 		s.cur = nil // lost will be told
+		return
 	}
+	s.sent = max(s.sent, batch[len(batch)-1].Number)
 }
 
 // do carries out what the core has decided. Under the lock; what could block goes elsewhere.
@@ -129,10 +133,7 @@ func (s *Session) do(acts []action) {
 		case doDrop:
 			s.drop(l)
 		case doFail:
-			for _, r := range l.client.Abandon() {
-				s.later(r, fmt.Errorf("%w: path switched while the request was in flight", block.ErrIO))
-			}
-			s.drop(l)
+			s.failSent()
 		case doDrain:
 			l.draining.Store(true)
 			if l.client.InFlight() == 0 {
@@ -140,6 +141,28 @@ func (s *Session) do(acts []action) {
 			}
 		case doEnd:
 			s.end(a.err)
+		}
+	}
+}
+
+var errSwitched = fmt.Errorf("%w: the path was switched while the request was in flight", block.ErrIO)
+
+// failSent answers everything that was ever sent with an error. What was not sent yet has higher numbers, and stays.
+func (s *Session) failSent() {
+	s.failed = s.sent
+	for _, l := range s.links {
+		if l.client == nil {
+			continue
+		}
+		for _, r := range l.client.Abandon() {
+			s.later(r, errSwitched)
+		}
+	}
+	for n := s.floor + 1; n <= s.sent; n++ {
+		if slot := s.slot(n); slot.link == 0 {
+			if r := slot.req.Load(); r != nil {
+				s.later(r, errSwitched)
+			}
 		}
 	}
 }
@@ -156,7 +179,7 @@ func (s *Session) dial(id linkID) {
 		defer cancel()
 		client, err := wire.DialIO(ctx, l.route.Address, s.cfg.Self,
 			wire.IOParams{Volume: l.route.Volume, Session: s.id, From: from, Epoch: l.route.Epoch, ReadOnly: s.cfg.ReadOnly},
-			wire.IOClientHooks{Done: l.done, Lost: l.lost})
+			wire.IOClientHooks{Done: l.done, Lost: l.lost, Settled: l.settled})
 		s.dialed(l, client, err)
 	})
 }
@@ -231,8 +254,8 @@ func (l *link) lost(reqs []*block.Request, _ error) {
 	defer s.unlock()
 	l.dead = true
 	for _, r := range reqs {
-		if s.over != nil {
-			s.later(r, s.over)
+		if err := s.gone(r); err != nil {
+			s.later(r, err)
 			continue
 		}
 		s.slot(r.Number).link = 0

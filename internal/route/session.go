@@ -57,6 +57,10 @@ type Session struct {
 	slots [window]slotted
 	over  error
 
+	// Numbers are sent in their order, so what has one up to sent was sent at some time.
+	sent   uint64
+	failed uint64 // all numbers up to it were sent when a switch failed them: none is sent again
+
 	// What a host has been answered and not yet flushed: a node that comes back from a loss of power may lack it.
 	written atomic.Uint64     // writes answered
 	flushed uint64            // of them, those that an answered flush covers
@@ -143,6 +147,7 @@ func (s *Session) submit(reqs []*block.Request) (int, *wire.IOClient) {
 	}
 	if s.cur != nil {
 		if s.cur.client.Send(reqs) == nil {
+			s.sent = s.next
 			return n, s.cur.client
 		}
 		for _, r := range reqs { // the link is lost, and lost will be told
@@ -158,9 +163,7 @@ func (s *Session) submit(reqs []*block.Request) (int, *wire.IOClient) {
 func (s *Session) waitWindow(n int) int {
 	for {
 		s.waiting.Add(1)
-		for s.floor < s.next && s.slot(s.floor+1).req.Load() == nil {
-			s.floor++
-		}
+		s.raiseFloor()
 		free := window - int(s.next-s.floor)
 		if free > 0 || s.over != nil {
 			s.waiting.Add(-1)
@@ -169,6 +172,24 @@ func (s *Session) waitWindow(n int) int {
 		s.room.Wait()
 		s.waiting.Add(-1)
 	}
+}
+
+// raiseFloor counts the answered requests in front of the first that is not.
+func (s *Session) raiseFloor() {
+	for s.floor < s.next && s.slot(s.floor+1).req.Load() == nil {
+		s.floor++
+	}
+}
+
+// gone is the answer to a request that is not to be sent again; nil if it is.
+func (s *Session) gone(r *block.Request) error {
+	switch {
+	case s.over != nil:
+		return s.over
+	case r.Number <= s.failed:
+		return errSwitched
+	}
+	return nil
 }
 
 func (s *Session) slot(number uint64) *slotted { return &s.slots[number%window] }
@@ -216,11 +237,16 @@ func (l *link) done(r *block.Request, epoch uint64, err error) {
 		l.s.answer(r, err)
 	}
 	if l.draining.Load() && l.client.InFlight() == 0 {
-		l.s.mu.Lock()
-		l.s.do(l.s.core.drained(l.id, l.s.now()))
-		l.s.settle()
-		l.s.unlock()
+		l.settled()
 	}
+}
+
+// settled: the node has answered all that this link was given.
+func (l *link) settled() {
+	l.s.mu.Lock()
+	defer l.s.unlock()
+	l.s.do(l.s.core.drained(l.id, l.s.now())) // changes nothing unless it is an old link
+	l.s.settle()
 }
 
 // note counts what the host is about to be told.
@@ -256,11 +282,14 @@ func (s *Session) divert(l *link, r *block.Request, err error) bool {
 	}
 	s.mu.Lock()
 	defer s.unlock()
-	if s.over != nil {
-		s.later(r, s.over)
-		return true
+	if err := s.gone(r); err != nil {
+		s.later(r, err)
+		if s.over != nil {
+			return true
+		}
+	} else {
+		s.slot(r.Number).link = 0
 	}
-	s.slot(r.Number).link = 0
 	switch now := s.now(); {
 	case ended:
 		s.do(s.core.end(err))

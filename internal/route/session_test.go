@@ -385,6 +385,63 @@ func TestSwitchError(t *testing.T) {
 	}
 }
 
+// What was failed by a switch is not sent again, nor are new requests sent before the old node has done with it; each of them
+// says that it is over, so that a node executes it no more behind them. What was not sent yet fails with nothing.
+func TestSwitchErrorKeepsOrder(t *testing.T) {
+	a, b := newNode(t, 1), newNode(t, 1)
+	floors := make(chan uint64, 20)
+	b.set(func() { b.answer = func(r *block.Request) error { floors <- r.Floor; return nil } })
+	h := newHost(t, Config{Route: a.route(1)})
+	a.set(func() { a.hold = true })
+	h.send(10)
+	eventually(t, func() bool { return a.count() == 10 }, static("nothing at a"))
+	h.s.Switch(b.route(1), Error)
+	h.send(5)
+	eventually(t, func() bool { return h.answered() == 10 }, static("what was in flight has not failed"))
+	time.Sleep(100 * time.Millisecond)
+	if b.count() != 0 || h.answered() != 10 {
+		t.Fatalf("%d at b, %d answered while a still executes", b.count(), h.answered())
+	}
+	a.release(nil)
+	eventually(t, func() bool { return h.answered() == 15 }, static("nothing goes on"))
+	for range 5 {
+		if f := <-floors; f != 10 {
+			t.Errorf("floor %d, wanted 10: the old node may execute behind it what has failed", f)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.seen) != 5 || b.seen[0].number != 11 {
+		t.Fatalf("at b: %v", b.seen)
+	}
+	eventually(t, func() bool { return a.sessions.Live() == 0 }, static("the old link stays"))
+}
+
+// A request that a lost connection had left for being sent again has been sent: it fails as well. One that never left does not.
+func TestSwitchErrorFailsWhatWasSent(t *testing.T) {
+	a, b := newNode(t, 1), newNode(t, 1)
+	h := newHost(t, Config{Route: a.route(1)})
+	a.set(func() { a.hold = true })
+	h.send(4)
+	eventually(t, func() bool { return a.count() == 4 }, static("nothing at a"))
+	a.set(func() { a.refuse = errors.New("not now") })
+	a.cut()
+	eventually(t, func() bool { return h.s.Status().Waiting == 4 }, static("the loss is not noticed"))
+	h.send(3)
+	h.s.Switch(b.route(1), Error)
+	eventually(t, func() bool { return h.answered() == 7 }, static("no answers"))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for tag := uint64(1); tag <= 7; tag++ {
+		if failed := errors.Is(h.errs[tag], block.ErrIO); failed != (tag <= 4) || !failed && h.errs[tag] != nil {
+			t.Errorf("request %d: %v", tag, h.errs[tag])
+		}
+	}
+	if b.count() != 3 {
+		t.Errorf("%d requests at b", b.count())
+	}
+}
+
 func TestAnOlderEpochSwitchesNothing(t *testing.T) {
 	a, b := newNode(t, 5), newNode(t, 1)
 	h := newHost(t, Config{Route: a.route(1)})

@@ -16,8 +16,12 @@ import (
 type IOClientHooks struct {
 	// Done replaces r.Finish(err).
 	Done func(r *block.Request, epoch uint64, err error)
-	// Lost is called once, last, with all requests without answer in the order they were sent.
+	// Lost is called once, last, with all requests without answer in the order they were sent; abandoned ones are not among
+	// them.
 	Lost func(reqs []*block.Request, err error)
+	// Settled, if not nil, is called when the node has answered the last of the abandoned requests and nothing else is in
+	// flight.
+	Settled func()
 }
 
 // IOClient sends requests to one volume of a node over one connection. It is a block.Target; Submit and Send may be
@@ -34,7 +38,7 @@ type IOClient struct {
 	free      []uint32
 	inFlight  int
 	order     uint64
-	abandoned bool              // replies without a slot are expected
+	abandoned int               // given back, not answered by the node: replies without a slot are expected
 	lost      error             // no more requests are taken
 	head      [requestSize]byte // scratch of Send
 }
@@ -132,11 +136,11 @@ func (c *IOClient) Send(reqs []*block.Request) error {
 // WaitRoom waits while too much is queued for the node.
 func (c *IOClient) WaitRoom() { _ = c.conn.WaitRoom() }
 
-// InFlight is the number of requests without answer.
+// InFlight is the number of requests that the node has not answered, abandoned ones included.
 func (c *IOClient) InFlight() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.inFlight
+	return c.inFlight + c.abandoned
 }
 
 // take gives r a slot and returns its tag. Needs the lock.
@@ -160,8 +164,9 @@ func (c *IOClient) take(r *block.Request) uint64 {
 func (c *IOClient) Abandon() []*block.Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.abandoned = true
-	return c.drop()
+	out := c.drop()
+	c.abandoned += len(out)
+	return out
 }
 
 // drop empties all slots. Needs the lock.
@@ -238,6 +243,9 @@ func (c *IOClient) deliver(t Type, body []byte, corked Corker) (Corker, error) {
 		return corked, err
 	}
 	r, extents, failed, err := c.answered(rep)
+	if r == nil && err == nil && c.hooks.Settled != nil && c.InFlight() == 0 {
+		c.hooks.Settled()
+	}
 	if r == nil || err != nil {
 		return corked, err
 	}
@@ -267,7 +275,8 @@ func (c *IOClient) answered(rep reply) (r *block.Request, ext []block.Extent, fa
 	defer c.mu.Unlock()
 	i, gen := uint32(rep.tag), uint32(rep.tag>>32)
 	if int64(i) >= int64(len(c.slots)) || c.slots[i].gen != gen || c.slots[i].r == nil {
-		if c.abandoned {
+		if c.abandoned > 0 {
+			c.abandoned--
 			return nil, nil, nil, nil
 		}
 		return nil, nil, nil, fmt.Errorf("%w: reply to a request that is not in flight", ErrFrame)
