@@ -26,9 +26,12 @@ type Config struct {
 	Region int64        // bytes
 	Size   func() int64 // bytes of the whole, which may grow; the last region may be shorter
 	// Work copies a region, or a run of them. When it returns nil, Set must not name them any more.
-	Work     func(ctx context.Context, off, n int64) error
-	Batch    int64 // regions in a row that the sweep works at once while there is no limit; default 1
-	Parallel int   // workers of the sweep, and as many for demands; default 4
+	Work  func(ctx context.Context, off, n int64) error
+	Batch int64 // regions in a row that the sweep works at once while there is no limit; default 1
+	// Hole says that a region is known to hold nothing, so that there is next to no work in it: the sweep takes up to
+	// holeBatch of them at once, and no limit counts them. It must not block. Nil: nothing is known.
+	Hole     func(region int64) bool
+	Parallel int // workers of the sweep, and as many for demands; default 4
 	// Busy says that somebody who matters more uses the same disks and processors just now; then only one worker in
 	// four sweeps. Nil: nobody ever does.
 	Busy     func() bool
@@ -173,12 +176,18 @@ func (j *Job) sweep(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size())); err != nil {
-			return err
+		paid := !j.holeNext()
+		if paid {
+			if err := waitN(ctx, j.cfg.Limit, min(j.cfg.Region, j.cfg.Size())); err != nil {
+				return err
+			}
 		}
-		first, n, ok := j.pick(ctx)
+		first, n, ok := j.pick(ctx, paid)
 		if !ok {
 			return ctx.Err()
+		}
+		if n == 0 {
+			continue
 		}
 		if err := j.work(ctx, first, n, &j.background); err != nil {
 			if !sleep(ctx, j.backoff()) {
@@ -215,18 +224,40 @@ func (j *Job) anyLeft() bool {
 	return ok || j.busy > 0
 }
 
-// pick reserves the next regions of the sweep, n from first on; false: none is left, or ctx has ended.
-func (j *Job) pick(ctx context.Context) (first, n int64, ok bool) {
+// holeBatch is how many regions known to hold nothing are worked at once: a demand for one of them waits for all.
+const holeBatch = 256
+
+func (j *Job) hole(n int64) bool { return j.cfg.Hole != nil && j.cfg.Hole(n) }
+
+// holeNext says whether the sweep is at a region that no limit counts.
+func (j *Job) holeNext() bool {
+	if j.cfg.Hole == nil {
+		return false
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	first, ok := j.nextFree()
+	return ok && j.hole(first)
+}
+
+// pick reserves the next regions of the sweep, n from first on; false: none is left, or ctx has ended. Not paid for, only
+// holes are taken; n is 0 if another worker was faster.
+func (j *Job) pick(ctx context.Context, paid bool) (first, n int64, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for ctx.Err() == nil {
 		if first, ok := j.nextFree(); ok {
-			j.reserve(first)
-			batch := j.cfg.Batch
-			if limited(j.cfg.Limit) {
+			batch, hole := j.cfg.Batch, j.hole(first)
+			switch {
+			case hole:
+				batch = holeBatch
+			case !paid:
+				return 0, 0, true
+			case limited(j.cfg.Limit):
 				batch = 1 // a run that has been picked would wait for its pace, and demands of its regions with it
 			}
-			for n = 1; n < batch && j.free(first+n); n++ {
+			j.reserve(first)
+			for n = 1; n < batch && j.free(first+n) && j.hole(first+n) == hole; n++ {
 				j.reserve(first + n)
 			}
 			j.cursor = first + n
@@ -290,7 +321,11 @@ func (j *Job) work(ctx context.Context, first, n int64, bytes *int64) error {
 		j.failing = time.Now()
 	}
 	for i := range n {
-		j.worked(first+i, err)
+		if err != nil && !j.cfg.Set.Needs(first+i) {
+			j.worked(first+i, nil) // the run failed behind it
+		} else {
+			j.worked(first+i, err)
+		}
 	}
 	return err
 }

@@ -326,3 +326,33 @@ func TestAStandingBackSweepWorksWhatComesLate(t *testing.T) {
 
 // bytes is a size that stays as it is.
 func bytes(n int64) func() int64 { return func() int64 { return n } }
+
+// Regions that are known to hold nothing go by in long runs and unpaid, however low the limit; they end runs of others.
+func TestHolesGoByInLongRuns(t *testing.T) {
+	const n = 4000
+	data := func(r int64) bool { return r%1000 == 999 }
+	set := newRegions(n)
+	var runs atomic.Int64
+	j := New(Config{Set: set, Region: 1000, Size: bytes(n * 1000), Batch: 8, Parallel: 3, Limit: rate.NewLimiter(50_000, 1000),
+		Hole: func(r int64) bool { return !data(r) },
+		Work: func(_ context.Context, off, length int64) error {
+			runs.Add(1)
+			for r := off / 1000; r*1000 < off+length; r++ {
+				if data(r) && length != 1000 {
+					t.Errorf("a run of %d bytes at %d has data in it", length, off)
+				}
+				set.done(r)
+			}
+			return nil
+		}})
+	begin := time.Now()
+	if err := j.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if most := int64(4 * (1 + (999+holeBatch-1)/holeBatch)); runs.Load() > most {
+		t.Errorf("%d runs, %d would do", runs.Load(), most)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it took %v: holes have been paid for", took)
+	}
+}

@@ -1,13 +1,11 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -42,7 +40,7 @@ type peerVolume struct {
 	unsafe   map[uint64]struct{} // sessions with writes answered by it since their last flush
 	deceived map[uint64]struct{} // sessions whose writes it may have lost: they end
 
-	data map[int64][]block.Extent // of a sealed source: what is not zero, by window of zeroWindow bytes
+	zeros zeroMap // of a sealed source
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -52,7 +50,7 @@ type peerVolume struct {
 
 func newPeerVolume(ctx context.Context, self wire.Hello, volume string, size int64, addr func() string, log *slog.Logger) *peerVolume {
 	p := &peerVolume{addr: addr, self: self, volume: volume, size: size, log: log, wake: make(chan struct{}, 1),
-		session: rand.Uint64() | 1, open: map[uint64]struct{}{}, unsafe: map[uint64]struct{}{}, deceived: map[uint64]struct{}{}, data: map[int64][]block.Extent{}}
+		session: rand.Uint64() | 1, open: map[uint64]struct{}{}, unsafe: map[uint64]struct{}{}, deceived: map[uint64]struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	p.work.Go(p.run)
 	return p
@@ -269,11 +267,10 @@ func (p *peerVolume) Fetch(ctx context.Context, off int64, data []byte) error {
 	if err := p.Err(); err != nil {
 		return err // a fetch has its own retries; it does not wait here
 	}
-	zero, err := p.isZero(ctx, off, int64(len(data)))
-	if err != nil {
+	if err := p.learnZeros(ctx, off, int64(len(data))); err != nil {
 		return err
 	}
-	if zero {
+	if p.Hole(off, int64(len(data))) {
 		clear(data)
 		return nil
 	}
@@ -301,60 +298,6 @@ func (p *peerVolume) ask(ctx context.Context, r *block.Request) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-const (
-	zeroWindow  = 64 << 20 // bytes that one question about extents covers
-	zeroWindows = 4096     // answers kept; at the limit all are forgotten and asked for again
-)
-
-// isZero says whether the sealed source holds nothing but zeros in a range. Its image does not change any more, so an
-// answer holds for as long as the move.
-func (p *peerVolume) isZero(ctx context.Context, off, n int64) (bool, error) {
-	window := off / zeroWindow
-	p.mu.Lock()
-	data, known := p.data[window]
-	p.mu.Unlock()
-	if !known {
-		start := window * zeroWindow
-		r := &block.Request{Op: block.OpExtents, Flags: block.FlagFetch, Offset: start, Length: min(zeroWindow, p.size-start)}
-		if err := p.ask(ctx, r); err != nil {
-			return false, err
-		}
-		data = dataIn(r.Extents, start, r.Length)
-		p.mu.Lock()
-		if len(p.data) >= zeroWindows {
-			clear(p.data)
-		}
-		p.data[window] = data
-		p.mu.Unlock()
-	}
-	i, _ := slices.BinarySearchFunc(data, off, func(e block.Extent, off int64) int { return cmp.Compare(e.Offset+e.Length, off+1) })
-	return i == len(data) || data[i].Offset >= off+n, nil
-}
-
-// dataIn lists what may hold data in a range, by the answer to a question about its extents. An answer may end early, for
-// it is limited in number: what it says nothing of counts as data.
-func dataIn(answer []block.Extent, off, n int64) (data []block.Extent) {
-	add := func(from, to int64) {
-		if from < to {
-			data = append(data, block.Extent{Offset: from, Length: to - from, Type: block.ExtentData})
-		}
-	}
-	at, end := off, off+n
-	for _, e := range answer {
-		from, to := max(e.Offset, at), min(e.Offset+e.Length, end)
-		if from >= to {
-			continue
-		}
-		add(at, from)
-		if e.Type == block.ExtentData {
-			add(from, to)
-		}
-		at = to
-	}
-	add(at, end)
-	return data
 }
 
 // waiter is a Completer for one request that somebody waits for.

@@ -96,7 +96,7 @@ func (g *Group) flushDevices(seq record.Seq) error {
 
 // flush makes a member's device durable, then the presence of what had been fetched before that.
 func (m *member) flush() error {
-	var arrived []int64
+	var arrived []regionRun
 	p := m.vol.presence.Load()
 	if p != nil {
 		arrived = p.takeArrived()

@@ -29,9 +29,13 @@ type Bitmap interface {
 	Grow(length int64) error // by clear bits, durable on return
 }
 
-// Fetcher reads the sealed source of a move. It fills p or fails; it ends when ctx does.
+// Fetcher reads the sealed source of a move. Safe for concurrent use.
 type Fetcher interface {
+	// Fetch fills p or fails; it ends when ctx does.
 	Fetch(ctx context.Context, off int64, p []byte) error
+	// Hole says whether a range is known to be zeros alone, from what earlier fetches have brought to light. It neither asks
+	// nor waits.
+	Hole(off, n int64) bool
 }
 
 // Presence says which regions of a move's target hold the source's data already.
@@ -76,18 +80,22 @@ type presence struct {
 	total  int64
 	here   []atomic.Uint64 // arrived or durably present
 	count  atomic.Int64    // of here
+	full   atomic.Int64    // so many words of here, from the first on, are known to have all bits set
 	job    *copier.Job
 	idle   sync.Pool // buffers of as many regions as are fetched at once
 
 	calm calm
 
 	mu    sync.Mutex
-	fresh []int64 // arrived, not durable yet
+	fresh []regionRun // arrived, not durable yet
 
 	settling  sync.Mutex      // one flush serves all who wait for it: bringIn
 	safe      []atomic.Uint64 // durably present
 	safeCount atomic.Int64
 }
+
+// regionRun is n regions in a row.
+type regionRun struct{ first, n int64 }
 
 // SetPresence makes the volume the target of a move, before it joins a group or serves.
 func (v *Volume) SetPresence(cfg Presence) error {
@@ -113,7 +121,7 @@ func (v *Volume) SetPresence(cfg Presence) error {
 	batch := max(fetchBatch/cfg.Region, 1)
 	p.idle.New = func() any { b := make([]byte, batch*cfg.Region); return &b }
 	p.job = copier.New(copier.Config{
-		Set: p, Region: cfg.Region, Size: v.Size, Work: p.fetch, Batch: batch, Busy: p.busy,
+		Set: p, Region: cfg.Region, Size: v.Size, Work: p.fetch, Batch: batch, Hole: p.hole, Busy: p.busy,
 		Parallel: cfg.Parallel, Limit: cfg.Limit, Patience: cfg.Patience,
 	})
 	m := v.member.Load()
@@ -219,8 +227,13 @@ func (p *presence) busy() bool {
 
 // Next, Needs and Left make it a copier.Set.
 func (p *presence) Next(from int64) (int64, bool) {
-	for r := max(from, 0); r < p.total; r++ {
+	full := p.full.Load()
+	for r := max(from, full*64); r < p.total; r++ {
 		if r%64 == 0 && p.here[r/64].Load() == ^uint64(0) {
+			if r/64 == full { // what has arrived stays: nobody has to look there again
+				full++
+				p.full.Store(full)
+			}
 			r += 63
 			continue
 		}
@@ -234,6 +247,12 @@ func (p *presence) Next(from int64) (int64, bool) {
 func (p *presence) Needs(region int64) bool { return !p.has(region) }
 func (p *presence) Left() int64             { return p.total - p.count.Load() }
 
+// hole says whether a region is known to be one at the source.
+func (p *presence) hole(region int64) bool {
+	off := region * p.region
+	return p.cfg.Fetch.Hole(off, min(p.region, p.v.Size()-off))
+}
+
 // fetch brings regions in a row to the device. Nothing else writes there: rounds postpone what the cache has for them.
 func (p *presence) fetch(ctx context.Context, off, n int64) error {
 	m := p.v.member.Load()
@@ -243,29 +262,50 @@ func (p *presence) fetch(ctx context.Context, off, n int64) error {
 	if err := m.group.Err(); err != nil {
 		return err
 	}
-	held := p.idle.Get().(*[]byte)
-	defer p.idle.Put(held)
-	buf := (*held)[:n]
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	if err := p.cfg.Fetch.Fetch(ctx, off, buf); err != nil {
-		return err
+	if p.cfg.Fetch.Hole(off, n) {
+		m.unflushed.Store(true)
+		if err := p.v.dev.Trim(off, n); err != nil {
+			return m.group.fail(fmt.Errorf("clearing a part of volume %s: %w", p.v.name, err))
+		}
+		p.came(m, off, n)
+		return nil
 	}
-	m.unflushed.Store(true)
-	if err := p.store(buf, off); err != nil {
-		return m.group.fail(fmt.Errorf("writing to volume %s: %w", p.v.name, err))
+	held := p.idle.Get().(*[]byte)
+	defer p.idle.Put(held)
+	for n > 0 { // once, unless what was known to be a hole has been forgotten
+		buf := (*held)[:min(n, int64(len(*held)))]
+		if err := p.cfg.Fetch.Fetch(ctx, off, buf); err != nil {
+			return err
+		}
+		m.unflushed.Store(true)
+		if err := p.store(buf, off); err != nil {
+			return m.group.fail(fmt.Errorf("writing to volume %s: %w", p.v.name, err))
+		}
+		p.came(m, off, int64(len(buf)))
+		off, n = off+int64(len(buf)), n-int64(len(buf))
 	}
+	return nil
+}
+
+// came notes that regions are on the device.
+func (p *presence) came(m *member, off, n int64) {
 	m.unflushed.Store(true) // again: a flush may have come between
+	run := regionRun{off / p.region, (n + p.region - 1) / p.region}
 	p.mu.Lock()
-	for at := int64(0); at < n; at += p.region {
-		p.arrive((off + at) / p.region)
-		p.fresh = append(p.fresh, (off+at)/p.region)
+	for i := range run.n {
+		p.arrive(run.first + i)
+	}
+	if k := len(p.fresh) - 1; k >= 0 && p.fresh[k].first+p.fresh[k].n == run.first {
+		p.fresh[k].n += run.n
+	} else {
+		p.fresh = append(p.fresh, run)
 	}
 	p.mu.Unlock()
 	if m.group.postponedBytes.Load() > 0 || m.group.cached.Load() > 0 {
 		m.group.kickRound()
 	}
-	return nil
 }
 
 // store writes fetched regions to the device. Those of zeros take no space, and lose what the device held before.
@@ -295,7 +335,7 @@ func (p *presence) store(buf []byte, off int64) error {
 }
 
 // takeArrived returns the regions whose data was written before the device flush that follows.
-func (p *presence) takeArrived() []int64 {
+func (p *presence) takeArrived() []regionRun {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fresh := p.fresh
@@ -304,15 +344,17 @@ func (p *presence) takeArrived() []int64 {
 }
 
 // makeDurable sets the bits of regions whose data has been flushed.
-func (p *presence) makeDurable(regions []int64) error {
+func (p *presence) makeDurable(regions []regionRun) error {
 	for _, r := range regions {
-		p.cfg.Map.Set(r)
+		p.cfg.Map.SetRange(r.first, r.n)
 	}
 	if err := p.cfg.Map.Flush(); err != nil {
 		return err
 	}
 	for _, r := range regions {
-		p.keep(r)
+		for i := range r.n {
+			p.keep(r.first + i)
+		}
 	}
 	return nil
 }

@@ -20,6 +20,17 @@ type sealedSource struct {
 	away  atomic.Bool
 	got   atomic.Int64
 	delay time.Duration
+	asked [testSize / regionSize / 8]atomic.Bool // eight regions each, of which the zeros are known
+}
+
+// Hole knows what fetches have told, and now and then forgets it.
+func (s *sealedSource) Hole(off, n int64) bool {
+	for r := off / regionSize; r*regionSize < off+n; r++ {
+		if !s.asked[r/8].Load() {
+			return false
+		}
+	}
+	return block.IsZero(s.image[off : off+n])
 }
 
 func (s *sealedSource) Fetch(ctx context.Context, off int64, p []byte) error {
@@ -28,6 +39,8 @@ func (s *sealedSource) Fetch(ctx context.Context, off int64, p []byte) error {
 		return errors.New("source is away")
 	}
 	s.got.Add(int64(len(p)))
+	asked := &s.asked[off/regionSize/8]
+	asked.Store(!asked.Load())
 	copy(p, s.image[off:])
 	return nil
 }
