@@ -331,6 +331,11 @@ func (b *bench) pair(ctx context.Context, name string, size int64, flags ...stri
 	if err := b.volume(ctx, nodeA, name, size); err != nil {
 		return err
 	}
+	return b.copies(ctx, name, size, flags...)
+}
+
+// copies makes the rest of a pair whose primary volume is there.
+func (b *bench) copies(ctx context.Context, name string, size int64, flags ...string) error {
 	return b.deployment.commands(ctx,
 		fmt.Sprintf("volume create %s/%s --size %d", nodeC, name, size),
 		fmt.Sprintf("group create %s --primary %s --secondary %s %s", groupOf(name), nodeA, nodeC, strings.Join(flags, " ")),

@@ -29,6 +29,7 @@ type options struct {
 	runs      int
 	size      int64         // bytes of the volumes that fio works on
 	moveSize  int64         // bytes of the volumes that are moved
+	moveCount int           // moves of the case of many
 	fill      int64         // length of the writes that filled the files before
 	time      time.Duration // of one fio run
 	memoryCap int64         // bytes that a node may use under full load
@@ -77,6 +78,7 @@ func parse(args []string) (o options, list bool, err error) {
 	f.IntVar(&o.runs, "runs", 3, "turns of each side; medians are compared")
 	size := f.String("size", "1GiB", "size of the volumes read and written")
 	moveSize := f.String("move-size", "2GiB", "size of the volumes moved")
+	f.IntVar(&o.moveCount, "moves", 20, "how often move-pause-20 moves its group")
 	fill := f.String("fill", "1MiB", "length of the writes that fill all sides' files before; it decides what a small write costs later")
 	f.DurationVar(&o.time, "time", 3*time.Second, "length of one measurement")
 	memoryCap := f.String("memory-cap", "768MiB", "what a node started with --memory 512MiB may use of memory under full load")
@@ -104,8 +106,8 @@ func parse(args []string) (o options, list bool, err error) {
 	if o.fill > 64<<20 {
 		return o, false, errors.New("-fill must be at most 64MiB")
 	}
-	if o.runs < 1 || o.runs > 100 || o.time < time.Second {
-		return o, false, errors.New("-runs must be 1 to 100, -time at least 1s")
+	if o.runs < 1 || o.runs > 100 || o.moveCount < 1 || o.moveCount > 1000 || o.time < time.Second {
+		return o, false, errors.New("-runs must be 1 to 100, -moves 1 to 1000, -time at least 1s")
 	}
 	return o, list, nil
 }

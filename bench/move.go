@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,10 @@ func moveCases() []testCase {
 	return []testCase{
 		{name: "move-idle", about: "a volume that nobody writes to, moved to another process", peers: true, run: idleMove},
 		{name: "move-pause", about: "the longest a host waits while a volume changes hands, at 5,000 writes/s", peers: true, run: pauseOfMove},
+		{name: "move-pause-20", about: "the pauses of many moves of a group of three volumes, at 5,000 writes/s in all", peers: true, run: pausesOfMoves},
 		{name: "move-steady", about: "a volume moved under 5,000 writes/s", run: steadyMove},
+		{name: "move-p99", about: "what hosts feel of the copy behind a move, at 5,000 writes/s", run: copyOfMove},
+		{name: "move-sparse", about: "100 GiB with 1 GiB of data in them, beside 1 GiB full of data", run: sparseMove},
 		{name: "move-full", about: "a volume moved under as many writes as it takes", peers: true, run: fullMove},
 	}
 }
@@ -49,26 +53,29 @@ func (b *bench) movers(mode string) map[string]func() mover {
 type mirror struct {
 	b              *bench
 	mode           string
+	name           string // of its files and processes; "": mirror
+	size           int64  // 0: that of all volumes that are moved
 	files          [2]string
 	source, target *storageDaemon
 }
 
 func (m *mirror) prepare(ctx context.Context) (e endpoint, err error) {
-	m.files = [2]string{filepath.Join(m.b.dir, "mirror-a.raw"), filepath.Join(m.b.dir, "mirror-b.raw")}
-	if err := prepare(m.files[0], m.b.moveSize, m.b.fill); err != nil {
+	name, size := cmp.Or(m.name, "mirror"), cmp.Or(m.size, m.b.moveSize)
+	m.files = [2]string{filepath.Join(m.b.dir, name+"-a.raw"), filepath.Join(m.b.dir, name+"-b.raw")}
+	if err := prepare(m.files[0], size, m.b.fill); err != nil {
 		return e, err
 	}
 	// The target begins as a new volume does on our side: the right size, and nothing in it.
 	if err := os.WriteFile(m.files[1], nil, 0o644); err != nil {
 		return e, err
 	}
-	if err := os.Truncate(m.files[1], m.b.moveSize); err != nil {
+	if err := os.Truncate(m.files[1], size); err != nil {
 		return e, err
 	}
-	if m.target, err = startStorageDaemon(ctx, m.b.dir, "mirror-b", m.files[1]); err != nil {
+	if m.target, err = startStorageDaemon(ctx, m.b.dir, name+"-b", m.files[1]); err != nil {
 		return e, err
 	}
-	m.source, err = startStorageDaemon(ctx, m.b.dir, "mirror-a", m.files[0])
+	m.source, err = startStorageDaemon(ctx, m.b.dir, name+"-a", m.files[0])
 	if err != nil {
 		return e, err
 	}
@@ -98,6 +105,7 @@ type migration struct {
 	name  string
 	pause float64
 	pend  time.Time // when the target began to hold what hosts send
+	run   time.Time // when it began to serve them
 }
 
 func (m *migration) prepare(ctx context.Context) (e endpoint, err error) {
@@ -123,30 +131,48 @@ func (m *migration) fill(ctx context.Context) error {
 	if _, err := m.b.deployment.cli(ctx, 2*moveLimit, "migrate", "start", groupOf(m.name), "--to", nodeB, limit); err != nil {
 		return err
 	}
-	var shown struct {
-		Phase   string   `json:"phase"`
-		PauseMS *float64 `json:"pause_ms"`
-		Steps   []struct {
-			Step string    `json:"step"`
-			At   time.Time `json:"at"`
-		} `json:"steps"`
-	}
-	if err := m.b.deployment.get(ctx, "/v1/migrations/"+groupOf(m.name)+"-1", &shown); err != nil {
+	shown, err := m.b.deployment.migration(ctx, groupOf(m.name)+"-1")
+	if err != nil {
 		return err
 	}
-	if shown.Phase != "filled" || shown.PauseMS == nil {
-		return fmt.Errorf("migration of %s ended in phase %q", m.name, shown.Phase)
-	}
-	m.pause = *shown.PauseMS
+	m.pause, m.pend, m.run = *shown.PauseMS, shown.at("pend"), shown.at("run")
 	steps := ""
 	for _, s := range shown.Steps {
-		if s.Step == "pend" {
-			m.pend = s.At
-		}
 		steps += fmt.Sprintf(" %s %.3f", s.Step, s.At.Sub(begin).Seconds())
 	}
 	progress("  steps, in seconds from the start:%s", steps)
 	return nil
+}
+
+// moved is what the benchmark reads of `migrate show`.
+type moved struct {
+	Phase   string   `json:"phase"`
+	PauseMS *float64 `json:"pause_ms"`
+	Steps   []struct {
+		Step string    `json:"step"`
+		At   time.Time `json:"at"`
+	} `json:"steps"`
+}
+
+// migration is a move that has been filled; one that is in another phase is an error.
+func (d *deployment) migration(ctx context.Context, id string) (m moved, err error) {
+	if err := d.get(ctx, "/v1/migrations/"+id, &m); err != nil {
+		return m, err
+	}
+	if m.Phase != "filled" || m.PauseMS == nil {
+		return m, fmt.Errorf("migration %s ended in phase %q", id, m.Phase)
+	}
+	return m, nil
+}
+
+// at is when a step was complete; zero: never.
+func (m moved) at(step string) time.Time {
+	for _, s := range m.Steps {
+		if s.Step == step {
+			return s.At
+		}
+	}
+	return time.Time{}
 }
 
 func (m *migration) handOver(context.Context) error { return nil }
@@ -160,16 +186,20 @@ func (m *migration) remove(ctx context.Context) error {
 	if m.name == "" || m.b.deployment == nil {
 		return nil
 	}
-	lines := []string{
-		"migrate commit GROUP --yes", "vvol delete NAME --yes", "group delete GROUP --yes",
-		"volume delete a/NAME --yes", "volume delete b/NAME --yes", "volume delete c/NAME --yes",
-		"journal delete a/GROUP --yes", "journal delete b/GROUP --yes", "journal delete c/GROUP --yes",
-	}
 	names := strings.NewReplacer("NAME", m.name, "GROUP", groupOf(m.name))
+	m.b.tidy(ctx, strings.Split(names.Replace("migrate commit GROUP --yes\nvvol delete NAME --yes\ngroup delete GROUP --yes\n"+
+		"volume delete a/NAME --yes\nvolume delete b/NAME --yes\nvolume delete c/NAME --yes\n"+
+		"journal delete a/GROUP --yes\njournal delete b/GROUP --yes\njournal delete c/GROUP --yes"), "\n")...)
+	os.Remove(filepath.Join(m.b.dir, nodeA+"-"+m.name+".raw"))
+	return nil
+}
+
+// tidy runs commands that take away what is not needed any more.
+func (b *bench) tidy(ctx context.Context, lines ...string) {
 	for _, line := range lines {
 		err := error(nil)
 		for range 20 { // the host's connection has been closed, of which the gateway may not have heard yet
-			_, err = m.b.deployment.cli(ctx, time.Minute, strings.Fields(names.Replace(line))...)
+			_, err = b.deployment.cli(ctx, time.Minute, strings.Fields(line)...)
 			if err == nil || !strings.Contains(err.Error(), "connections to it open") {
 				break
 			}
@@ -179,8 +209,6 @@ func (m *migration) remove(ctx context.Context) error {
 			progress("  note: %v", err)
 		}
 	}
-	os.Remove(filepath.Join(m.b.dir, nodeA+"-"+m.name+".raw"))
-	return nil
 }
 
 // eachTurn runs one measurement on every mover by turns; the medians of its figures are by mover.
@@ -298,8 +326,9 @@ func pauseOfMove(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// aroundMove loads the volume, moves it, and returns the host's figures before and during the move.
-func (b *bench) aroundMove(ctx context.Context, m mover, e endpoint, depth, rate int) (before, during stretch, err error) {
+// aroundMove loads the volume, moves it, and returns the host's figures before the move and in a part of it.
+func (b *bench) aroundMove(ctx context.Context, m mover, e endpoint, depth, rate int,
+	part func(from, to time.Time) (time.Time, time.Time)) (before, during stretch, err error) {
 	l, err := startLoad(e, depth, rate)
 	if err != nil {
 		return before, during, err
@@ -314,16 +343,39 @@ func (b *bench) aroundMove(ctx context.Context, m mover, e endpoint, depth, rate
 	if before, err = l.between(begin, moved); err != nil {
 		return before, during, err
 	}
-	if during, err = l.between(moved, end); err != nil {
-		return before, during, err
-	}
 	if moveErr != nil {
 		return before, during, moveErr
+	}
+	if during, err = l.between(part(moved, end)); err != nil {
+		return before, during, err
 	}
 	return before, during, l.stop()
 }
 
 func steadyMove(ctx context.Context, b *bench) error {
+	before, during, err := b.p99OfMoves(ctx, "move-steady", func(_ *migration, from, to time.Time) (time.Time, time.Time) { return from, to })
+	if err != nil {
+		return err
+	}
+	b.table.atMost("move-steady, host p99 during", "ms", during, before, "before", 3)
+	return nil
+}
+
+// copyOfMove is steadyMove without the hand-over: from the first answer of the target on, while it fetches what is absent.
+func copyOfMove(ctx context.Context, b *bench) error {
+	const settled = 100 * time.Millisecond // what was held has been answered
+	before, during, err := b.p99OfMoves(ctx, "move-p99", func(m *migration, _, to time.Time) (time.Time, time.Time) {
+		return m.run.Add(settled), to
+	})
+	if err != nil {
+		return err
+	}
+	b.table.atMost("move-p99, host p99 while the target is filled", "ms", during, before, "before", 2)
+	return nil
+}
+
+// p99OfMoves returns the medians of a host's p99 before a move and in that part of it which the caller chooses, in ms.
+func (b *bench) p99OfMoves(ctx context.Context, name string, part func(m *migration, from, to time.Time) (time.Time, time.Time)) (float64, float64, error) {
 	var before, during []float64
 	for turn := range b.runs {
 		m := &migration{b: b}
@@ -333,21 +385,20 @@ func steadyMove(ctx context.Context, b *bench) error {
 			if err != nil {
 				return err
 			}
-			x, y, err := b.aroundMove(ctx, m, e, 32, 5000)
+			x, y, err := b.aroundMove(ctx, m, e, 32, 5000, func(from, to time.Time) (time.Time, time.Time) { return part(m, from, to) })
 			if err != nil {
 				return err
 			}
-			progress("  move-steady %d/%d  p99 %v before, %v during; %.0f and %.0f writes/s", turn+1, b.runs, x.p99, y.p99, x.perSecond, y.perSecond)
+			progress("  %s %d/%d  p99 %v before, %v during; %.0f and %.0f writes/s", name, turn+1, b.runs, x.p99, y.p99, x.perSecond, y.perSecond)
 			before = append(before, x.p99.Seconds()*1e3)
 			during = append(during, y.p99.Seconds()*1e3)
 			return nil
 		}()
 		if err != nil {
-			return err
+			return 0, 0, err
 		}
 	}
-	b.table.atMost("move-steady, host p99 during", "ms", median(during), median(before), "before", 3)
-	return nil
+	return median(before), median(during), nil
 }
 
 // fullMove moves under a writer without limit. Ours must end; the peer, which need not, is shown over a fixed time.
@@ -362,7 +413,7 @@ func fullMove(ctx context.Context, b *bench) error {
 				if err != nil {
 					return err
 				}
-				x, y, err := b.aroundMove(ctx, m, e, 32, 0)
+				x, y, err := b.aroundMove(ctx, m, e, 32, 0, func(from, to time.Time) (time.Time, time.Time) { return from, to })
 				if err != nil {
 					return err
 				}
