@@ -43,7 +43,9 @@ const (
 	CallMigrateTaken  = "migrate.taken"  // CopyTaken → {} ; target to source: that has been noted
 	CallMigrateTip    = "migrate.tip"    // CopyAsk → CopyTip ; target to source: how far its log is
 	CallMigrateSource = "migrate.source" // MigrationID → MigrationStatus ; target to secondary: tells it, learns its cursors
-	CallMigrateSingle = "migrate.single" // MigrationID → {} ; target to secondary
+	CallMigrateSingle = "migrate.single" // MigrationSingle → {} ; target to secondary
+
+	CallMigrateChanged = "migrate.changed" // ChangedAsked → ChangedPage ; target to sealed source: what the secondary lacks
 )
 
 // EventsAfter asks for what a node has noticed by itself since the event of that number; 0: all that it has kept.
@@ -323,18 +325,71 @@ type MigrationCheck struct {
 	FreeBytes  int64    `json:"free_bytes"`  // target: room on the file system below
 	Backlog    int64    `json:"backlog"`     // source: records not yet at the secondary
 	WriteBytes int64    `json:"write_bytes"` // source: bytes written per second just now
+	// LinkDown, at the source: the secondary cannot be reached from there. The move may begin before it is told.
+	LinkDown bool `json:"link_down"`
 }
 
 // Handover is what a sealed source gives to the target (S906): everything the target needs to go on at Cut+1.
 type Handover struct {
-	ID      string     `json:"id"`
-	Epoch   uint64     `json:"epoch"` // e
-	Cut     uint64     `json:"cut"`   // N; the fence is record N
-	Table   []TableRow `json:"table"`
-	Done    []byte     `json:"done"`    // table of done requests, volume's encoding
-	State   string     `json:"state"`   // pair state
-	Changed [][]byte   `json:"changed"` // changed maps, one a volume, in the order of the group's pairs; nil: nothing marked
-	Acked   uint64     `json:"acked"`   // what the secondary is known to have durable
+	ID    string     `json:"id"`
+	Epoch uint64     `json:"epoch"` // e
+	Cut   uint64     `json:"cut"`   // N; the fence is record N
+	Table []TableRow `json:"table"`
+	Done  []byte     `json:"done"` // table of done requests, volume's encoding
+	Copy  CopyState  `json:"copy"`
+	// Behind, copy-first: nothing is sealed and nothing handed over, because the target is not in the stream; hosts go on at the
+	// source. Empty otherwise.
+	Behind string `json:"behind,omitempty"`
+}
+
+// CopyState is how far the copying to the secondary has come when its source is sealed.
+type CopyState struct {
+	// Suspended: the secondary is out of the stream. The source sends nothing more; what the secondary lacks up to the cut is
+	// marked. Else it gets the rest up to the cut from the source, and marks are of blocks still to be copied.
+	Suspended bool `json:"suspended"`
+	Marked    bool `json:"marked"` // there are marks: see CallMigrateChanged
+
+	Sync    bool   `json:"sync"`    // synchronous: the secondary was promised all that hosts were answered for
+	Stale   uint64 `json:"stale"`   // synchronous: it was cut off while it was promised all, and lacks what begins here; 0: no
+	Relied  uint64 `json:"relied"`  // how far it has said to have all, as its source frees records by
+	Applied uint64 `json:"applied"` // what it is known to have applied
+
+	Halted bool `json:"halted"`  // suspended by command
+	Resume bool `json:"resume"`  // a resync was asked for and has not ended
+	AtOnce bool `json:"at_once"` // it may leave the secondary inconsistent on the way
+
+	Members []CopyMember `json:"members"`
+	// WANBytes is what the source, and those before it, had sent to the secondary.
+	WANBytes int64 `json:"wan_bytes"`
+}
+
+// CopyMember is one volume's part in it; see the node's record of it.
+type CopyMember struct {
+	Number  uint16 `json:"number"`
+	Initial bool   `json:"initial"`
+	Marked  bool   `json:"marked"`
+	Equal   bool   `json:"equal"`
+}
+
+// ChangedAsked asks a sealed source for a page of the changed map of one volume, from block From on. Marks are set in it until
+// the secondary has the block; none is set any more.
+type ChangedAsked struct {
+	ID     string `json:"id"`
+	Number uint16 `json:"number"`
+	From   int64  `json:"from"`
+}
+
+// ChangedPage: bit i of byte j of Bits is block From+8j+i. Next is where the page behind it begins, 0: there is none.
+type ChangedPage struct {
+	Bits []byte `json:"bits"`
+	Next int64  `json:"next"`
+}
+
+// MigrationSingle asks a secondary to copy from the target alone. Abandon: also if it lacks records of the source, for the
+// target's changed map has what they touch.
+type MigrationSingle struct {
+	ID      string `json:"id"`
+	Abandon bool   `json:"abandon"`
 }
 
 // TableRow mirrors record.Row.
@@ -365,12 +420,15 @@ type MigrationStatus struct {
 	Refused bool              `json:"refused"` // target: has durably refused e+1; source: serves in e+2 or still in e
 	Sealed  bool              `json:"sealed"`  // source
 	Drained bool              `json:"drained"` // source: the secondary has all ≤ N durable
-	Ready   bool              `json:"ready"`   // source: it may seal; one that is periodic comes into the stream first
+	Ready   bool              `json:"ready"`   // source: it may seal; on a queue, once the secondary is not far behind
 	Copied  bool              `json:"copied"`  // target, copy-first: every region is here, durably, and it follows the source
 	Durable uint64            `json:"durable"` // secondary: the last record that it has durably
-	Serving uint64            `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
-	Total   int64             `json:"regions_total"`
-	Present int64             `json:"regions_present"`
+	// Marked, at the target: the source's secondary was out of the stream. What it lacks up to the cut is marked here, and it
+	// need not have the cut.
+	Marked  bool   `json:"marked"`
+	Serving uint64 `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
+	Total   int64  `json:"regions_total"`
+	Present int64  `json:"regions_present"`
 	// Bytes fetched from the source.
 	Background   int64  `json:"bytes_background"`
 	OnDemand     int64  `json:"bytes_on_demand"`

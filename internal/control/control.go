@@ -169,6 +169,8 @@ type Migration struct {
 	StopAt    string    `json:"stop_at,omitempty"`
 	Continued time.Time `json:"continued,omitzero"`
 	LimitTold int64     `json:"limit_told,omitempty"` // the limit that the target has been told
+	// Untold: the secondary could not be reached, from the source either, when the move began. It is told of it when it is back.
+	Untold bool `json:"untold,omitempty"`
 }
 
 // MoveSeen is what the target last told of a move, kept for the time when nobody can tell it any more.

@@ -225,7 +225,15 @@ func (m *Manager) undoOne(ctx context.Context, mg *control.Migration, u undo) er
 			return m.sourceServes(ctx, mg, out.Epoch)
 		}
 	default:
-		err = m.do(ctx, u.node, u.method, mg.ID, in, nil, callTimeout)
+		if mg.Untold && u.method == control.CallMigrateCancel && u.node != mg.Source && u.node != mg.Target {
+			if !mg.RunAsked {
+				return nil // it has never heard of the move, and nothing was sealed
+			}
+			err = m.tellSecondary(ctx, mg) // the source may go on in an epoch that only the registration permits
+		}
+		if err == nil {
+			err = m.do(ctx, u.node, u.method, mg.ID, in, nil, callTimeout)
+		}
 	}
 	if control.KindOf(err) == control.KindNotFound {
 		return nil

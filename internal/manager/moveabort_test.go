@@ -139,6 +139,68 @@ func TestAbortWithADeadNode(t *testing.T) {
 	}
 }
 
+// A secondary that nobody can reach is told of a move when it is back: of one that is decided; of one that was turned back behind the
+// order to the target, so that it may believe the source's e+2, which then is taken back from the target; of another one not at all.
+func TestMoveThatTheSecondaryIsToldLater(t *testing.T) {
+	for name, c := range map[string]struct {
+		abort string
+		calls []string
+	}{
+		"decided":                   {"", []string{control.CallMigrateRegister + " g-1"}},
+		"aborted":                   {control.PhasePending, []string{control.CallMigrateRegister + " g-1", control.CallMigrateCancel + " g-1"}},
+		"aborted before it was run": {control.PhaseRegistered, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSystem(t, "a", "b", "c")
+			s.pair()
+			away := s.nodes["c"]
+			away.Stop()
+			s.nodes["a"].Lock()
+			s.nodes["a"].LinkDown = true
+			s.nodes["a"].Unlock()
+			goOn := func() {}
+			if c.abort != "" {
+				goOn = s.stopAt(c.abort)
+			} else { // a target is not filled before the secondary knows it
+				s.nodes["b"].Lock()
+				s.nodes["b"].Rest = make(chan struct{})
+				s.nodes["b"].Unlock()
+			}
+			s.must("POST", "/v1/migrations", control.MoveRequest{Group: "g", To: "b"}, nil)
+			if c.abort == "" {
+				s.eventually("decided", func() bool { return s.group().Primary == "b" })
+			} else {
+				s.waitPhase("g-1", c.abort)
+				s.must("POST", "/v1/migrations/g/abort", struct{}{}, nil)
+				s.waitPhase("g-1", control.PhaseAborted)
+				goOn()
+			}
+			if c.abort == control.PhasePending {
+				s.refused(control.KindRefused, "has not acknowledged the end of migration g-1", "POST", "/v1/migrations", control.MoveRequest{Group: "g", To: "b"})
+			}
+			before := len(away.Called())
+			if err := away.Start(s.client, "run2"); err != nil {
+				t.Fatal(err)
+			}
+			told := func() (calls []string) {
+				for _, call := range away.Called()[before:] {
+					if strings.HasPrefix(call, control.CallMigrateRegister) || strings.HasPrefix(call, control.CallMigrateCancel) {
+						calls = append(calls, call)
+					}
+				}
+				return calls
+			}
+			s.eventually("the secondary was told", func() bool {
+				mg, err := load[control.Migration](t.Context(), s.m, control.KindMigration, "g-1")
+				return err == nil && len(told()) >= len(c.calls) && (c.abort == "" || len(mg.V.Undo) == 0)
+			})
+			if got := told(); !slices.Equal(got, c.calls) {
+				t.Errorf("the secondary was told %q, wanted %q", got, c.calls)
+			}
+		})
+	}
+}
+
 // The manager dies at the points of an abort; started again it ends the abort, or goes on with the move if nothing was stored.
 func TestManagerKilledInAnAbort(t *testing.T) {
 	for _, point := range []string{control.PointAbort, control.PointAborted} {

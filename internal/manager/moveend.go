@@ -177,7 +177,7 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	if s == nil || st.Cut == nil {
 		return refuse("%s does not know group %s", g.V.Secondary, mg.Group)
 	}
-	if s.Durable < *st.Cut {
+	if s.Durable < *st.Cut && !st.Marked {
 		return refuse("secondary %s has sequence %d durable, the cut is %d; wait until it has caught up", g.V.Secondary, s.Durable, *st.Cut)
 	}
 	return nil

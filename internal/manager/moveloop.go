@@ -141,6 +141,7 @@ type moveRunner struct {
 	facts   moveFacts
 	failing time.Time // since when the present step's calls find nobody
 	silent  time.Time // since when the target does not answer
+	told    time.Time // when the secondary was last tried to be told
 	step    moveAction
 }
 
@@ -271,8 +272,25 @@ func (r *moveRunner) run(ctx context.Context, mg *control.Migration) error {
 	})
 }
 
+// tellLate tells a secondary that could not be reached. It is tried now and then, and not while hosts are held.
+func (r *moveRunner) tellLate(ctx context.Context, mg *control.Migration) error {
+	if !mg.Untold || !control.After(mg.Phase, control.PhaseMigrating) || time.Since(r.told) < retryUndo {
+		return nil
+	}
+	r.told = time.Now()
+	err := r.m.tellSecondary(ctx, mg)
+	if err != nil && isNodeError(err) {
+		r.m.log.Info("the secondary is not told of the move yet", "migration", r.id, "error", err)
+		return nil
+	}
+	return err
+}
+
 // watch looks at the target and takes over what it says.
 func (r *moveRunner) watch(ctx context.Context, mg *control.Migration) error {
+	if err := r.tellLate(ctx, mg); err != nil {
+		return err
+	}
 	st := &control.MigrationStatus{}
 	err := r.m.nodes.call(ctx, mg.Target, control.CallMigrateStatus, control.MigrationID{ID: mg.ID}, st, liveTimeout)
 	if err != nil {

@@ -52,6 +52,7 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 		SourceJournal: mg.SourceJournal, TargetJournal: mg.TargetJournal, InFlight: mg.InFlight, Limit: mg.Limit,
 		Address: map[string]string{}, Strategy: mg.Strategy,
 	}
+	s.Group.Primary, s.Group.Epoch = mg.Source, mg.Epoch // also when the move has been decided since
 	for _, node := range []string{mg.Source, mg.Target, g.V.Secondary} {
 		if s.Address[node], err = m.peerAddress(ctx, node); err != nil {
 			return s, err
@@ -85,7 +86,11 @@ func (m *Manager) registerMove(ctx context.Context, mg *control.Migration) error
 	if err != nil {
 		return err
 	}
-	for _, node := range []string{spec.Secondary, spec.Source, spec.Target} {
+	nodes := []string{spec.Secondary, spec.Source, spec.Target}
+	if mg.Untold {
+		nodes = nodes[1:]
+	}
+	for _, node := range nodes {
 		if err := m.do(ctx, node, control.CallMigrateRegister, mg.ID, spec, nil, callTimeout); err != nil {
 			return err
 		}
@@ -111,6 +116,24 @@ func (m *Manager) stillWanted(ctx context.Context, id string) error {
 func notMade(mg *control.Migration, kind, full string) error {
 	return control.Errorf(control.KindRefused, "migration %s: %s %s has been made by another command meanwhile; delete it and begin again", mg.ID,
 		kind, full)
+}
+
+// tellSecondary registers the move with a secondary that could not be reached when it began. Until then the secondary believes
+// only its source, whose fence, if it gets that far, names the target too.
+func (m *Manager) tellSecondary(ctx context.Context, mg *control.Migration) error {
+	spec, err := m.spec(ctx, mg)
+	if err != nil {
+		return err
+	}
+	if err := m.do(ctx, spec.Secondary, control.CallMigrateRegister, mg.ID, spec, nil, liveTimeout); err != nil {
+		return err
+	}
+	_, err = m.editMove(ctx, mg.ID, func(_ *change, v *control.Migration) bool {
+		untold := v.Untold
+		v.Untold = false
+		return untold
+	})
+	return err
 }
 
 func (m *Manager) makeTargetVolume(ctx context.Context, mg *control.Migration, full string) error {

@@ -276,6 +276,10 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 		})
 	}
 	wg.Wait()
+	// One that the source cannot reach either need not be told before: see tellSecondary.
+	if errs[0] == nil && checks[0].LinkDown && errs[1] != nil && unreachable(errs[1]) {
+		mg.Untold, errs[1] = true, nil
+	}
 	var refusals []string
 	for i, node := range nodes {
 		if errs[i] != nil {
@@ -324,7 +328,11 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 	if mg.MadeJournal != "" {
 		add("make journal %s of %d bytes", mg.MadeJournal, mg.JournalSize)
 	}
-	add("register the move with %s, %s and %s", g.Secondary, mg.Source, mg.Target)
+	if mg.Untold {
+		add("register the move with %s and %s, and with %s when it is back", mg.Source, mg.Target, g.Secondary)
+	} else {
+		add("register the move with %s, %s and %s", g.Secondary, mg.Source, mg.Target)
+	}
 	first := mg.Strategy == control.StrategyCopyFirst
 	if first {
 		add("copy %d bytes from %s to %s, and have it follow what hosts write", data, mg.Source, mg.Target)

@@ -52,6 +52,7 @@ func TestPendKeepsHoldLimit(t *testing.T) {
 type lagging struct {
 	Ops
 	behind int // holds that it does not come in step in
+	cutOff int // and seals that it has fallen out of step before
 	holds  int
 	sealed chan struct{}
 }
@@ -61,6 +62,9 @@ func (o *lagging) Near(context.Context) error { return nil }
 func (o *lagging) Pend(context.Context) error { o.holds++; return nil }
 func (o *lagging) Relay() error               { return nil }
 func (o *lagging) Seal(ctx context.Context) (*control.Handover, error) {
+	if o.holds <= o.behind+o.cutOff {
+		return nil, ErrBehind
+	}
 	close(o.sealed)
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
@@ -76,7 +80,7 @@ func (o *lagging) Meet(context.Context) error {
 // A hold in which the target does not come in step ends, and the next one has its whole time: what hosts were held for
 // before does not count, and nothing is refused for it.
 func TestHoldsThatAreBehindDoNotAddUp(t *testing.T) {
-	o := &lagging{behind: 3, sealed: make(chan struct{})}
+	o := &lagging{behind: 3, cutOff: 2, sealed: make(chan struct{})}
 	rec := &Record{Spec: control.MigrationSpec{ID: "g-1", Group: control.Group{Epoch: 1}}, Role: control.RoleTarget, Stage: Ordered}
 	tg := NewTarget(rec, o, slog.New(slog.DiscardHandler), nil)
 	now := time.Unix(1000, 0)
@@ -91,7 +95,7 @@ func TestHoldsThatAreBehindDoNotAddUp(t *testing.T) {
 	}
 	cancel()
 	<-ended
-	if r, _ := tg.View(); r.Stage != Ordered || o.holds != 4 {
+	if r, _ := tg.View(); r.Stage != Ordered || o.holds != 6 {
 		t.Errorf("stage %s after %d holds", r.Stage, o.holds)
 	}
 }

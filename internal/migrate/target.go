@@ -30,7 +30,8 @@ type Ops interface {
 	Meet(ctx context.Context) error
 	// Pend holds new requests of all volumes of the move and waits until those relayed are answered.
 	Pend(ctx context.Context) error
-	// Seal has the source seal and hand over.
+	// Seal has the source seal and hand over. ErrBehind, of a target that is filled before: it has fallen out of step, nothing is
+	// sealed, and hosts are not held any more.
 	Seal(ctx context.Context) (*control.Handover, error)
 	// Adopt makes the log and the maps here continue the source's at its cut; nothing is served yet.
 	Adopt(h *control.Handover) error
@@ -302,11 +303,16 @@ func (t *Target) pend(ctx context.Context) error {
 func (t *Target) meet(ctx context.Context) error {
 	err := t.ops.Meet(ctx)
 	if errors.Is(err, ErrBehind) {
-		t.mu.Lock()
-		t.heldSince, t.facts.Held = time.Time{}, 0
-		t.mu.Unlock()
+		t.letGo()
 	}
 	return err
+}
+
+// letGo: hosts go on at the source, and are held anew for the next try.
+func (t *Target) letGo() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.heldSince, t.facts.Held, t.facts.Pending = time.Time{}, 0, false
 }
 
 // seal: dead after the source has sealed and before the hand-over is on disk here, we ask again and get the same.
@@ -317,6 +323,9 @@ func (t *Target) seal(ctx context.Context) error {
 		if errors.Is(err, ErrNotSealed) {
 			t.fail(err)
 		}
+		if errors.Is(err, ErrBehind) {
+			t.letGo()
+		}
 		return err
 	}
 	if err := t.ops.Adopt(h); err != nil {
@@ -324,7 +333,7 @@ func (t *Target) seal(ctx context.Context) error {
 	}
 	// The log has taken over table and done requests; the record keeps the figures only, and stays small to save.
 	kept := *h
-	kept.Table, kept.Done, kept.Changed = nil, nil, nil
+	kept.Table, kept.Done = nil, nil
 	err = t.update(func(r *Record) {
 		r.Handover = &kept
 		r.Stage = Adopted

@@ -109,6 +109,9 @@ func (w *world) Seal(context.Context) (*control.Handover, error) {
 	if w.reopened {
 		return nil, ErrNotSealed
 	}
+	if err := w.behind(); err != nil { // the source has cut the target off
+		return nil, err
+	}
 	err := w.step("source", func() { w.sealed = true })
 	return &control.Handover{ID: "g-1", Epoch: 1, Cut: 7}, err
 }

@@ -331,3 +331,35 @@ func TestCopyFirstLinkCut(t *testing.T) {
 	}
 	r.finish(g, l, 1)
 }
+
+// A target that the log's end has cut off is not left behind: the source does not seal, hosts go on there, no epoch is used up, and the
+// move is made when the target has caught up. A group with a log in memory that is being copied for the first time is refused.
+func TestCopyFirstCutOffAtTheSeal(t *testing.T) {
+	r := newRig(t, "a", "b", "c")
+	r.strategy = control.StrategyCopyFirst
+	g := r.group(1, 8<<20)
+	l := proof.New(r.disks("a", 1), proof.Options{Seed: 15, Depth: 4, Rate: 2000})
+	runFor(t, l, 200*time.Millisecond)
+	r.through(g)
+	r.nodes["b"].node.mu.Lock()
+	ops := r.nodes["b"].node.moves["g-1"].ops
+	r.nodes["b"].node.mu.Unlock()
+	if err := ops.Pend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.nodes["a"].node.group("g").second.now.Load().sub.Suspend("the log is full"); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := ops.Seal(t.Context()); !errors.Is(err, migrate.ErrBehind) {
+		t.Fatalf("the source was asked to seal without the target: %+v, %v", h, err)
+	}
+	if st := r.moveStatus("a"); st.Sealed || r.moveStatus("b").Modes["b/v1"] != "through" {
+		t.Fatalf("behind the refused seal: %+v, %+v", st, r.moveStatus("b"))
+	}
+	l.SetDisks(r.disks("b", 1))
+	runFor(t, l, 100*time.Millisecond) // the source answers
+	r.finish(g, l, 1)
+	if st := r.status("b"); st.Epoch != g.Epoch+1 {
+		t.Errorf("moved in epoch %d", st.Epoch)
+	}
+}

@@ -97,7 +97,7 @@ func (g *group) subscribeTarget(rec *migrate.Record, acked record.Seq) (err erro
 		changed[record.VolumeNumber(mv.Number)] = bits
 	}
 	s.sub, err = g.vg.Subscribe(targetName, volume.SubscriberConfig{Acked: acked, Retain: volume.RetainDurable,
-		Changed: changed, BlockSize: regionSize, OnEvent: g.targetEvent})
+		Changed: changed, BlockSize: regionSize, Needed: true, OnEvent: g.targetEvent})
 	if err != nil {
 		return err
 	}

@@ -64,12 +64,15 @@ type group struct {
 	// steer is held by who decides whether copying goes on: a command, or the copy loop at the begin of a step. The group
 	// is not closed meanwhile. Taken before mu.
 	steer    sync.Mutex
+	sealing  bool          // under steer: a move ends this node's epoch
 	copyWake chan struct{} // copyLoop looks again
 	period   period
 	copying  atomic.Bool // a volume is being copied for the first time
 	noReturn string      // why a group that should resync by itself does not
-	copySeen copySeen
-	alarm    control.JournalAlarm // high-water mark of the journal
+
+	stopInitial context.CancelFunc // under mu: ends the initial copy that runs
+	copySeen    copySeen
+	alarm       control.JournalAlarm // high-water mark of the journal
 
 	sampling sync.Mutex            // a pair that is said to be equal is being compared
 	found    findings              // secondary: at digest records
@@ -167,7 +170,7 @@ func (g *group) open(rec *groupRecord) (err error) {
 	}
 	cache := g.n.cacheShare()
 	vg, err := volume.Open(volume.Config{Name: g.name, Log: g.log, Members: members, Logger: g.n.log,
-		CacheBytes: cache, RecentBytes: cache, OnFailed: g.failed, OnRecord: g.onRecord})
+		CacheBytes: cache, RecentBytes: cache, CopyBytes: g.n.cfg.copyBytes, OnFailed: g.failed, OnRecord: g.onRecord})
 	if err != nil {
 		return err
 	}

@@ -135,16 +135,17 @@ func (n *Node) registerAtSource(rec *migrate.Record) error {
 	}
 	g := n.group(rec.Spec.Group.Name)
 	rec.WANBytesStart = g.wan.total()
-	// What is at rest comes into the stream: the wish becomes durable together with what makes it one.
-	err := n.state.update(func(d *durable) error {
-		d.Moves[rec.Spec.ID] = rec
-		if r := d.Groups[g.name]; r != nil && r.periodic() {
-			r.Resume = true
+	if err := n.saveMove(rec); err != nil {
+		return err
+	}
+	if g.holdsCopy() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.stopInitial != nil {
+			g.stopInitial()
 		}
-		return nil
-	})
-	g.pokeCopy()
-	return err
+	}
+	return nil
 }
 
 // queueLag is how far behind the secondary of a group on a queue may be when hosts are led to the target: they are held
@@ -157,19 +158,47 @@ func (g *group) onQueue() bool {
 	return g.que != nil
 }
 
-// ready is nil if the group is in a state in which it may be sealed here: all that the secondary lacks is in the stream.
+// ready is nil if the group is in a state in which it may be sealed here now.
 func (g *group) ready() error {
 	st := g.status()
-	g.mu.Lock()
-	sub := g.sub
-	g.mu.Unlock()
-	if st.State != "paired" || sub == nil || sub.State() != volume.SubStreaming || sub.Resting() {
-		return refused("group %s is %s in epoch %d: only a paired group is handed over", g.name, st.State, st.Epoch)
+	if bad := g.unmovable(&st); bad != "" {
+		return refused("%s", bad)
 	}
-	if age := sub.Lag().Age; g.onQueue() && age > queueLag {
+	sub, _, _ := g.feeds()
+	if sub.State() != volume.SubStreaming || !g.onQueue() {
+		return nil // what it lacks is marked, or the log on disk sends it
+	}
+	if n := sub.Underway(); n > 0 {
+		return refused("group %s: %d copied blocks are on their way to the secondary: what is in the queue has to be there before the cut", g.name, n)
+	}
+	if age := sub.Lag().Age; age > queueLag {
 		return refused("group %s: the secondary is %v behind: what is in the queue has to be there before the cut", g.name, age.Round(time.Millisecond))
 	}
 	return nil
+}
+
+// unmovable says why a group does not move in the state that it is in, unless that changes; empty: it does.
+func (g *group) unmovable(st *control.GroupStatus) string {
+	sub, _, _ := g.feeds()
+	apart, _ := g.apart()
+	switch {
+	case sub == nil:
+		return fmt.Sprintf("group %s is %s: moving a group without pairs is not built yet", g.name, st.State)
+	case st.State == "failed" || st.State == "split-brain":
+		return fmt.Sprintf("group %s is %s: %s", g.name, st.State, st.BlockedOn)
+	case apart: // what the other end lacks, and from where on, is known here alone
+		return fmt.Sprintf("group %s: a node was promoted, and nothing is copied to the other end: moving such a group is not built yet", g.name)
+	case sub.State() != volume.SubStreaming:
+		return ""
+	case g.onQueue() && !st.LinkUp:
+		return fmt.Sprintf("the link to %s is down: %s; what is in the queue has to be there before the cut, or suspend the group first",
+			st.Peer, st.BlockedOn)
+	}
+	if s := sub.Sync(); s.Away || s.Lost {
+		return fmt.Sprintf("group %s: hosts wait for a secondary that is away (--on-link-loss stop): wait until it is back, or suspend the group first",
+			g.name)
+	}
+	return ""
 }
 
 // sourceRefusals says what keeps this node from being the source of the move.
@@ -186,13 +215,15 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	if st.Epoch != spec.Group.Epoch {
 		bad = append(bad, fmt.Sprintf("group %s is in epoch %d here, not %d", spec.Group.Name, st.Epoch, spec.Group.Epoch))
 	}
-	if st.State != "paired" && !(spec.Group.Mode == control.ModePeriodic && st.State == "resyncing") { // inside a step
-		bad = append(bad, fmt.Sprintf("group %s is %s: it must be paired; moving it in other states is not built yet", spec.Group.Name, st.State))
-	}
-	if !st.LinkUp {
-		bad = append(bad, fmt.Sprintf("the link to %s is down: %s", spec.Secondary, st.BlockedOn))
-	}
 	d := n.state.view()
+	if st.Role == control.RolePrimary {
+		if why := g.unmovable(&st); why != "" {
+			bad = append(bad, why)
+		} else if r := d.Groups[g.name]; spec.CopyFirst() && g.onQueue() && r != nil && r.initial() {
+			bad = append(bad, fmt.Sprintf("group %s is being copied for the first time: with a log in memory that would have to wait "+
+				"while the target is copied to; wait until it is paired, or move it without --strategy copy-first", g.name))
+		}
+	}
 	for _, mv := range spec.Volumes {
 		_, name := splitName(mv.Source)
 		if v := d.Volumes[name]; v != nil && (v.Size != mv.Size || v.Growing != 0) {
@@ -252,7 +283,7 @@ func (n *Node) checkMove(spec control.MigrationSpec) (control.MigrationCheck, er
 		c.Refusals = n.sourceRefusals(spec)
 		if g := n.group(spec.Group.Name); g != nil {
 			st := g.status()
-			c.Backlog = st.LagBytes
+			c.Backlog, c.LinkDown = st.LagBytes, !st.LinkUp
 		}
 		for _, mv := range spec.Volumes {
 			_, name := splitName(mv.Source)

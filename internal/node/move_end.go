@@ -70,7 +70,7 @@ func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error
 	n.cfg.Point(control.PointCancel, "after")
 	n.forgetMove(id)
 	if g := n.group(rec.Spec.Group.Name); g != nil {
-		g.pokeCopy() // a periodic source goes back to its steps
+		g.pokeCopy() // see holdsCopy
 	}
 	return nil
 }

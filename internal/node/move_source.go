@@ -8,6 +8,7 @@ import (
 	"gantline/internal/control"
 	"gantline/internal/migrate"
 	"gantline/internal/record"
+	"gantline/internal/volume"
 )
 
 // moveSeal ends the source's epoch (S901–S906). The fence in the log is the seal: once it is durable this node never
@@ -39,11 +40,14 @@ func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, erro
 		}
 		if rec.Spec.CopyFirst() {
 			if err := g.feedsTarget(); err != nil {
-				return nil, err // it will be: nothing is refused for good
+				return &control.Handover{Behind: err.Error()}, nil // it will be: nothing is refused for good
 			}
 		}
 		n.cfg.Point(control.StepSeal, "before")
 		if err := g.seal(ctx, &rec.Spec); err != nil {
+			if cut := g.feedsTarget(); cut != nil && rec.Spec.CopyFirst() && !g.sealed() { // by the last requests of hosts
+				return &control.Handover{Behind: cut.Error()}, nil
+			}
 			return nil, err
 		}
 		n.cfg.Point(control.StepSeal, "after")
@@ -93,8 +97,11 @@ func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult,
 	return control.ReopenResult{Epoch: g.status().Epoch}, nil
 }
 
-// seal: hosts that come from now on are told where to go; those admitted finish; the log ends with the fence.
+// seal: hosts that come from now on are told where to go; those admitted finish; the log ends with the fence. A command that
+// takes the secondary out of the stream, or back, comes before the cut, so that the hand-over says it, or is refused.
 func (g *group) seal(ctx context.Context, spec *control.MigrationSpec) error {
+	g.setSealing(true)
+	defer g.setSealing(false)
 	for _, mv := range spec.Volumes {
 		_, name := splitName(mv.Source)
 		if v := g.n.volume(name); v != nil {
@@ -109,18 +116,20 @@ func (g *group) seal(ctx context.Context, spec *control.MigrationSpec) error {
 	return nil
 }
 
+func (g *group) setSealing(on bool) {
+	g.steer.Lock()
+	defer g.steer.Unlock()
+	g.sealing = on
+}
+
 // handover is what a sealed source gives away. All of it can be made again from the log after a crash.
 func (g *group) handover(rec *migrate.Record) (*control.Handover, error) {
 	cut, _, ok := g.vg.Sealed()
 	if !ok {
 		return nil, refused("group %s is not sealed", g.name)
 	}
-	h := &control.Handover{ID: rec.Spec.ID, Epoch: rec.Spec.Group.Epoch, Cut: uint64(cut), State: "paired", Done: g.vg.DoneTable(),
-		Table: rowsOf(g.vg.Table().Close(cut))}
-	if g.sub != nil {
-		_, durable, _ := g.sub.Cursor()
-		h.Acked = uint64(durable)
-	}
+	h := &control.Handover{ID: rec.Spec.ID, Epoch: rec.Spec.Group.Epoch, Cut: uint64(cut), Done: g.vg.DoneTable(),
+		Table: rowsOf(g.vg.Table().Close(cut)), Copy: g.copyState()}
 	return h, nil
 }
 
@@ -162,7 +171,8 @@ func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
 	})
 }
 
-// drained: the secondary has all up to the cut durably.
+// drained: the secondary has all up to the cut durably, or has been out of the stream when this node was sealed and gets
+// nothing from here any more.
 func (g *group) drained() bool {
 	g.mu.Lock()
 	vg, sub := g.vg, g.sub
@@ -171,11 +181,12 @@ func (g *group) drained() bool {
 		return false
 	}
 	cut, _, ok := vg.Sealed()
-	if !ok {
-		return false
-	}
+	return ok && hasAll(sub, cut)
+}
+
+func hasAll(sub *volume.Subscriber, cut record.Seq) bool {
 	_, durable, _ := sub.Cursor()
-	return durable >= cut
+	return durable >= cut || sub.Heritage().Suspended
 }
 
 // noteDrained lets the kill points of a source take hold once, when it first sees that nothing is left to send.

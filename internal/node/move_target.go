@@ -144,8 +144,8 @@ func (o *targetOps) group() *group { return o.n.group(o.spec.Group.Name) }
 
 // Save also makes this node the group's primary in its own record, in the same write that opens e+1.
 func (o *targetOps) Save(r *migrate.Record) error {
-	if r.Stage == migrate.Filled {
-		defer o.group().pokeCopy() // a periodic group goes back to its steps
+	if r.Stage == migrate.Drained {
+		defer o.group().pokeCopy() // see awaitsSource
 	}
 	return o.n.state.update(func(d *durable) error {
 		g := d.Groups[r.Spec.Group.Name]
@@ -154,6 +154,8 @@ func (o *targetOps) Save(r *migrate.Record) error {
 		}
 		d.Moves[r.Spec.ID] = r
 		switch {
+		case r.Stage == migrate.Adopted:
+			g.inherit(&r.Handover.Copy)
 		case r.Stage == migrate.Opened && g.Role == control.RoleTarget:
 			g.Role = control.RolePrimary
 			g.Epoch = r.TargetEpoch()
@@ -236,17 +238,16 @@ func (o *targetOps) stepBack(c *copyFirst, why error) error {
 		return err
 	}
 	o.holding = false
-	err := fmt.Errorf("%w: hosts were held, and went on at the source after %v: %v", migrate.ErrBehind, copyBudget, why)
+	err := fmt.Errorf("%w: hosts were held, and go on at the source: %v", migrate.ErrBehind, why)
 	if !c.back(err) {
 		return err
 	}
 	o.n.events.add([]control.NodeEvent{{At: time.Now().UTC(), Object: "migration/" + o.spec.ID, Kind: "target-behind", Cause: why.Error(),
-		Message: fmt.Sprintf("migration %s: the target could not follow within %v: hosts go on at the source, it will be tried again", o.spec.ID,
-			copyBudget)}})
+		Message: fmt.Sprintf("migration %s: the target could not follow the source: hosts go on there, it will be tried again", o.spec.ID)}})
 	return err
 }
 
-// Seal returns when, with copy-first, all up to the cut is here durably.
+// Seal returns when the changed maps here are the source's and, with copy-first, all up to the cut is here durably.
 func (o *targetOps) Seal(ctx context.Context) (*control.Handover, error) {
 	var h control.Handover
 	err := o.n.call(ctx, o.spec.Source, control.CallMigrateSeal, control.MigrationID{ID: o.spec.ID}, &h)
@@ -257,18 +258,27 @@ func (o *targetOps) Seal(ctx context.Context) (*control.Handover, error) {
 		return nil, err
 	}
 	if c := o.copy.Load(); c != nil {
+		if h.Behind != "" {
+			return nil, o.stepBack(c, errors.New(h.Behind))
+		}
 		if err := c.reach(ctx, h.Cut); err != nil {
 			return nil, err
 		}
 	}
-	return &h, nil
+	return &h, o.takeChanged(ctx, &h)
 }
 
 func (o *targetOps) Adopt(h *control.Handover) error {
 	if h.ID != o.spec.ID || h.Epoch != o.spec.Group.Epoch || h.Cut == 0 {
 		return fmt.Errorf("hand-over of %s in epoch %d at %d is not this move's", h.ID, h.Epoch, h.Cut)
 	}
-	return o.group().vg.Adopt(record.Seq(h.Cut), tableOf(h.Table), h.Done)
+	g := o.group()
+	for _, mv := range o.spec.Volumes {
+		if err := g.maps[mv.Number].bits.Flush(); err != nil {
+			return fmt.Errorf("changed map of %s: %w", mv.Target, err)
+		}
+	}
+	return g.vg.Adopt(record.Seq(h.Cut), tableOf(h.Table), h.Done, map[string]volume.Heritage{secondaryName: heritageOf(&h.Copy)})
 }
 
 func (o *targetOps) Decide(ctx context.Context, cut uint64) (string, error) {
@@ -348,6 +358,10 @@ func (o *targetOps) Reopen(ctx context.Context) error {
 }
 
 func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
+	rec, _ := o.m.target.Load().View()
+	if c := &rec.Handover.Copy; c.Suspended {
+		return true, c.WANBytes, nil // the source has nothing that the secondary is to get
+	}
 	var st control.MigrationStatus
 	err := o.n.call(ctx, o.spec.Source, control.CallMigrateStatus, control.MigrationID{ID: o.spec.ID}, &st)
 	if err != nil && o.spec.CopyFirst() {
@@ -355,6 +369,11 @@ func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
 	}
 	if err != nil {
 		return false, 0, err
+	}
+	if st.Drained && rec.Handover.Copy.Marked {
+		if err := o.settleChanged(ctx); err != nil {
+			return false, 0, err
+		}
 	}
 	return st.Drained, st.WANBytesSent, nil
 }
@@ -382,11 +401,12 @@ func (o *targetOps) drainedThere(ctx context.Context, away error) (bool, int64, 
 // Single first has the secondary heard of: it must know this node as a source before it forgets the other.
 func (o *targetOps) Single(ctx context.Context) error {
 	var st control.MigrationStatus
-	id := control.MigrationID{ID: o.spec.ID}
-	if err := o.n.call(ctx, o.spec.Secondary, control.CallMigrateSource, id, &st); err != nil {
+	if err := o.n.call(ctx, o.spec.Secondary, control.CallMigrateSource, control.MigrationID{ID: o.spec.ID}, &st); err != nil {
 		return err
 	}
-	return o.n.call(ctx, o.spec.Secondary, control.CallMigrateSingle, id, nil)
+	rec, _ := o.m.target.Load().View()
+	in := control.MigrationSingle{ID: o.spec.ID, Abandon: rec.Handover.Copy.Suspended}
+	return o.n.call(ctx, o.spec.Secondary, control.CallMigrateSingle, in, nil)
 }
 
 // Filled: every region is durably here and the secondary is durably past the cut, fed by this node.

@@ -52,6 +52,7 @@ type Config struct {
 
 	patience  volume.SyncConfig // times of synchronous groups; tests are less patient
 	started   func(*Node)       // tests look inside
+	copyBytes int64             // copied blocks of a group that are on their way at most; 0: the volume's default
 	linkRetry time.Duration     // tests cut links more often than users do; 0: the sender's default
 }
 

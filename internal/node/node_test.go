@@ -80,13 +80,17 @@ func newRig(t *testing.T, names ...string) *rig {
 }
 
 // aloneRig is a rig of a test that has the machine for itself: no other of this package runs beside it.
-func aloneRig(t *testing.T, names ...string) *rig {
+func aloneRig(t *testing.T, names ...string) *rig { return rigWith(t, func(*Config) {}, names...) }
+
+// rigWith is a rig whose nodes' configuration is changed before they start.
+func rigWith(t *testing.T, change func(*Config), names ...string) *rig {
 	r := &rig{t: t, nodes: map[string]*rigNode{}}
 	log := newLog(t)
 	for _, name := range names {
 		r.nodes[name] = &rigNode{cfg: Config{Name: name, Site: "s", DataDir: filepath.Join(t.TempDir(), name),
 			Listen: []string{"127.0.0.1:0"}, NBD: "127.0.0.1:0", Manager: &r.store,
 			Logger: log.With("node", name)}}
+		change(&r.nodes[name].cfg)
 		r.start(name)
 	}
 	t.Cleanup(func() {

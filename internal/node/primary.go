@@ -283,6 +283,9 @@ func (g *group) copyOnce(ctx context.Context) (time.Duration, error) {
 	if g.vg.Role() != volume.RoleServing {
 		return lookAgain, nil // sealed: another primary goes on with it
 	}
+	if g.awaitsSource() {
+		return lookAgain, nil
+	}
 	switch g.sub.State() {
 	case volume.SubSuspended:
 		if wait, err := g.beginStep(); wait > 0 || err != nil {
@@ -326,7 +329,7 @@ func (g *group) initialCopies(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := g.sub.RunCopy(ctx, volume.CopyOptions{Parallel: 4, AtOnce: true}); err != nil {
+	if held, err := g.runInitial(ctx); err != nil || held {
 		return err
 	}
 	if told, err := g.tellCopied(ctx, todo); err != nil || !told {

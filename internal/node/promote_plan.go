@@ -82,7 +82,11 @@ func (p *promotion) refuse(format string, args ...any) {
 	p.refusals = append(p.refusals, fmt.Sprintf(format, args...))
 }
 
-// nextEpoch lies above every epoch that this node has heard of, also of those that were only permitted.
+// untoldEpochs are those of a move that this node has not been told of, because nobody could reach it: the target's and the source's.
+const untoldEpochs = 2
+
+// nextEpoch lies above every epoch that this node has heard of, also of those that were only permitted, and above those that a move
+// may have taken since.
 func (g *group) nextEpoch(rec *groupRecord, rs *receiver.Status) uint64 {
 	top := max(rec.Epoch, rec.Spec.Group.Epoch)
 	for _, row := range g.vg.Table() {
@@ -99,7 +103,7 @@ func (g *group) nextEpoch(rec *groupRecord, rs *receiver.Status) uint64 {
 			top = max(top, m.SourceEpoch())
 		}
 	}
-	return top + 1
+	return top + untoldEpochs + 1
 }
 
 // scan reads what is stored and not applied: it gives the volumes that these records say to be copied, and the last record

@@ -88,7 +88,7 @@ func TestPromotionDiesAnywhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out.Epoch != 2 || out.LostWrites != nil {
+	if out.Epoch != 4 || out.LostWrites != nil {
 		t.Fatalf("%+v", out)
 	}
 	r.check(l, "c", 2, false)
@@ -115,7 +115,7 @@ func TestPromotionDiesAnywhere(t *testing.T) {
 		}
 		r.check(l, "c", 2, false)
 		writeTo(t, r.nbd("c", "v1"), 0, 4096, 9)
-		if st := r.status("c"); st.Role != control.RolePrimary || st.State != "suspended" || st.ChangedBytes != markSize || st.Epoch != 2 {
+		if st := r.status("c"); st.Role != control.RolePrimary || st.State != "suspended" || st.ChangedBytes != markSize || st.Epoch != 4 {
 			t.Fatalf("dead at %s: %+v", one.at, st)
 		}
 		r.stop("c")
@@ -308,6 +308,11 @@ func TestPromoteSync(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.check(l, "c", 2, true)
+	// What the other end lacks, and from where on, is known at the promoted node alone: it does not move.
+	moved := control.MigrationSpec{Group: control.Group{Name: "g", Epoch: r.status("c").Epoch}}
+	if bad := r.nodes["c"].node.sourceRefusals(moved); len(bad) != 1 || !strings.Contains(bad[0], "was promoted") {
+		t.Errorf("moving a promoted group: %q", bad)
+	}
 }
 
 // Inside a resync's step the image is the one before it, and that is what is served.

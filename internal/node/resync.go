@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"gantline/internal/control"
-	"gantline/internal/migrate"
 	"gantline/internal/receiver"
 	"gantline/internal/record"
 	"gantline/internal/sender"
@@ -22,14 +21,14 @@ func (g *group) beginStep() (wait time.Duration, err error) {
 		return lookAgain, nil
 	}
 	if !rec.Resume {
-		if !g.rests(rec) {
+		if !rec.periodic() {
 			return lookAgain, nil
 		}
 		if wait := g.awaitInterval(rec); wait > 0 {
 			return wait, nil
 		}
 	}
-	if g.rests(rec) {
+	if rec.periodic() {
 		g.beginInterval(rec)
 	}
 	g.mu.Lock()
@@ -72,7 +71,7 @@ func (g *group) copyStep(ctx context.Context) error {
 
 // endStep ends the step. A periodic group leaves the stream with it, unless a volume waits for its initial copy.
 func (g *group) endStep(ctx context.Context) (record.Seq, error) {
-	if rec := g.n.state.view().Groups[g.name]; rec != nil && g.rests(rec) && !rec.initial() {
+	if rec := g.n.state.view().Groups[g.name]; rec != nil && rec.periodic() && !rec.initial() {
 		return g.sub.Rest(ctx)
 	}
 	return g.sub.EndStep(ctx)
@@ -81,7 +80,7 @@ func (g *group) endStep(ctx context.Context) (record.Seq, error) {
 // rest takes a periodic group that is in the stream out of it, once its volumes have been copied for the first time.
 func (g *group) rest(ctx context.Context) error {
 	rec := g.n.state.view().Groups[g.name]
-	if rec == nil || !g.rests(rec) || rec.initial() || g.sub.State() != volume.SubStreaming {
+	if rec == nil || !rec.periodic() || rec.initial() || g.sub.State() != volume.SubStreaming {
 		return nil
 	}
 	end, err := g.sub.Rest(ctx)
@@ -106,7 +105,7 @@ func (g *group) noteResumed() error {
 	}
 	streaming := g.sub.State() == volume.SubStreaming
 	return g.n.state.update(func(d *durable) error {
-		if r := d.Groups[g.name]; r != nil && (streaming || r.periodic() && !d.moving(g.name)) {
+		if r := d.Groups[g.name]; r != nil && (streaming || r.periodic()) {
 			r.Resume, r.AtOnce = false, false
 		}
 		return nil
@@ -144,7 +143,7 @@ func (g *group) watchStep(ctx context.Context) (stop func()) {
 func (g *group) giveUpStep(refusedAt record.Seq, why string) bool {
 	g.steer.Lock()
 	defer g.steer.Unlock()
-	if begin, ok := g.sub.Begin(); !ok || refusedAt < begin {
+	if begin, ok := g.sub.Begin(); !ok || refusedAt < begin || g.sealing || g.sealed() {
 		return false
 	}
 	if err := g.sub.Suspend(why); err != nil {
@@ -269,30 +268,8 @@ func (g *group) onlyInitial() bool {
 	return true
 }
 
-// periodic says whether the record asks for steps at intervals.
+// periodic says whether the record asks for steps at intervals: the group leaves the stream between two of them.
 func (r *groupRecord) periodic() bool { return r.Spec.Group.Mode == control.ModePeriodic }
-
-// rests says whether the group leaves the stream between two steps: a periodic one, but not while it moves. A move needs
-// it in the stream, because the secondary is to have, from the source, all up to the cut.
-func (g *group) rests(rec *groupRecord) bool {
-	return rec.periodic() && !g.n.state.view().moving(g.name)
-}
-
-// moving says that this node is source or target of a move of the group, from its registration until it has gone back or
-// is filled.
-func (d *durable) moving(group string) bool {
-	for _, m := range d.Moves {
-		if m.Spec.Group.Name != group || m.Role == control.RoleSecondary {
-			continue
-		}
-		switch m.Stage {
-		case migrate.Reopened, migrate.Filled, migrate.Deregistered, migrate.Refused, migrate.Returned:
-		default:
-			return true
-		}
-	}
-	return false
-}
 
 // initial says whether a volume's initial copy has not ended.
 func (r *groupRecord) initial() bool {

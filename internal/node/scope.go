@@ -83,12 +83,16 @@ func (g *group) running() *volume.Group {
 	return g.vg
 }
 
-// steered takes steer for a command; refused once the group is closed.
+// steered takes steer for a command; refused once the group is closed, or is being sealed: what it hands over stands.
 func (g *group) steered() (release func(), err error) {
 	g.steer.Lock()
 	if g.running() == nil {
 		g.steer.Unlock()
 		return nil, refused("group %s is closed on node %s", g.name, g.n.cfg.Name)
+	}
+	if g.sealing || g.sealed() {
+		g.steer.Unlock()
+		return nil, refused("group %s is just moving away from node %s: try again", g.name, g.n.cfg.Name)
 	}
 	return g.steer.Unlock, nil
 }

@@ -175,8 +175,10 @@ func (n *Node) moveSource(id string) (control.MigrationStatus, error) {
 	return st, err
 }
 
-// moveSingle leaves the target as the only source (S818). Refused while the old one owes records.
-func (n *Node) moveSingle(_ context.Context, id string) error {
+// moveSingle leaves the target as the only source (S818). Refused while the old one owes records, unless the target's
+// changed map has what they touch.
+func (n *Node) moveSingle(in control.MigrationSingle) error {
+	id := in.ID
 	_, rec, err := n.move(id)
 	if err != nil {
 		return err
@@ -190,7 +192,7 @@ func (n *Node) moveSingle(_ context.Context, id string) error {
 	}
 	target := record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target}
 	n.cfg.Point(control.StepSingle, "before")
-	if err := g.receiver().Single(target, false); err != nil {
+	if err := g.receiver().Single(target, in.Abandon); err != nil {
 		return err
 	}
 	err = n.state.update(func(d *durable) error {

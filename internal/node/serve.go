@@ -315,8 +315,10 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveReopen(ctx, in.ID) })
 	case control.CallMigrateSource:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveSource(in.ID) })
+	case control.CallMigrateChanged:
+		return with(params, func(in control.ChangedAsked) (any, error) { return n.moveChanged(in) })
 	case control.CallMigrateSingle:
-		return done(n.moveSingle)
+		return with(params, func(in control.MigrationSingle) (any, error) { return struct{}{}, n.moveSingle(in) })
 	}
 	return nil, notFound("no method %q", method)
 }

@@ -7,7 +7,6 @@ import (
 
 	"gantline/internal/control"
 	"gantline/internal/migrate"
-	"gantline/internal/record"
 	"gantline/internal/sender"
 	"gantline/internal/volume"
 	"gantline/internal/wire"
@@ -231,7 +230,7 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 		}
 	}
 	if g.role == control.RoleSource {
-		if g.vgDrained(durable) {
+		if cut, _, ok := g.vg.Sealed(); ok && hasAll(g.sub, cut) {
 			st.WANBytesSent = 0 // counted by the target from now on
 		}
 		return
@@ -251,12 +250,6 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 		}
 		st.Copy = g.copyStatus(kind, p.Done, p.Total)
 	}
-}
-
-// vgDrained: see drained; called under mu.
-func (g *group) vgDrained(durable record.Seq) bool {
-	cut, _, ok := g.vg.Sealed()
-	return ok && durable >= cut
 }
 
 // whySuspended is called under mu.
@@ -285,7 +278,7 @@ func (g *group) pairState(rec *groupRecord) (state string, consistent bool) {
 	switch s := g.sub.State(); {
 	case s == volume.SubSuspended && rec.Resume:
 		return "resyncing", !initial
-	case s == volume.SubSuspended && g.rests(rec) && !rec.Halted && g.period.blocked == "":
+	case s == volume.SubSuspended && rec.periodic() && !rec.Halted && g.period.blocked == "":
 		if initial {
 			return "initial-copy", false
 		}
@@ -392,7 +385,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	st.Phase, st.Steps, st.Error, st.BlockedOn, st.PauseMS = rec.Phase(), rec.Steps, rec.Error, blocked, rec.PauseMS
 	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
 	if cut := rec.Cut(); cut > 0 {
-		st.Cut = &cut
+		st.Cut, st.Marked = &cut, rec.Handover.Copy.Suspended
 	}
 	if g != nil {
 		g.mu.Lock()

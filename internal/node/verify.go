@@ -168,8 +168,11 @@ func (g *group) verifyAll(ctx context.Context, todo []extent) error {
 // lacks takes the secondary out of the stream, to come back by a step; under steer, so that nobody takes the wish for one
 // that was fulfilled. Where it has left the stream already, whoever brings it back brings this too.
 func (g *group) lacks(different []extent) error {
-	g.steer.Lock()
-	defer g.steer.Unlock()
+	release, err := g.steered()
+	if err != nil {
+		return err
+	}
+	defer release()
 	if g.sub.State() == volume.SubStreaming {
 		err := g.n.state.update(func(d *durable) error {
 			if r := d.Groups[g.name]; r != nil {

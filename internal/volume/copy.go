@@ -25,6 +25,8 @@ type blocks struct {
 	// collected, inside a step: durable there, as a part of it. These marks stand in the map on disk until the step has
 	// been applied, so all that takes the step back, a restart too, leaves them as changed.
 	collected bitset
+	// inherited, at the target of a move: marked by the source's log, and perhaps on their way from there. See Settle.
+	inherited bitset
 }
 
 func newBlocks(b Bitmap) *blocks { return &blocks{marks: b, transit: map[int64]struct{}{}} }
@@ -39,6 +41,7 @@ func (b *blocks) mark(first, n int64) {
 		b.marks.SetRange(first, n)
 	}
 	b.collected.clearRange(first, n)
+	b.inherited.clearRange(first, n)
 }
 
 // forgetCollected clears the marks that were collected: the step has been applied.
@@ -503,6 +506,13 @@ func (s *Subscriber) awaitCopies(ctx context.Context) (left bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// Underway is how many copied blocks are numbered and not acknowledged.
+func (s *Subscriber) Underway() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.copies)
 }
 
 // CopyProgress is of the marks of all volumes, in bytes.

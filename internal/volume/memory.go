@@ -126,15 +126,12 @@ func (g *Group) sealMemory(ctx context.Context, next record.EpochID) (record.Seq
 	}
 }
 
-// awaitThere returns nil once each subscriber has all records up to seq durably.
+// awaitThere returns nil once each subscriber in the stream has all records up to seq durably.
 func (g *Group) awaitThere(ctx context.Context, seq record.Seq) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if err := g.Err(); err != nil {
-			return err
-		}
-		if err := g.allThere(); err != nil {
+		if err := errors.Join(g.Err(), g.neededThere()); err != nil {
 			return err
 		}
 		if g.there(seq) {
@@ -151,23 +148,24 @@ func (g *Group) awaitThere(ctx context.Context, seq record.Seq) error {
 
 func (g *Group) there(seq record.Seq) bool {
 	for _, s := range *g.subs.Load() {
-		if _, durable, _ := s.Cursor(); durable < seq {
+		if _, durable, _ := s.Cursor(); s.State() == SubStreaming && !s.Resting() && durable < seq {
 			return false
 		}
 	}
 	return true
 }
 
-// sealAt is false if the log has gone on meanwhile.
+// sealAt is false if the log has gone on meanwhile, or a step has ended.
 func (g *Group) sealAt(cut record.Seq, next record.EpochID) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if err := errors.Join(g.Err(), g.allThere()); err != nil {
+	if err := errors.Join(g.Err(), g.neededThere()); err != nil {
 		return false, err
 	}
-	if g.Tip() != cut {
+	if g.Tip() != cut || !g.there(cut) {
 		return false, nil
 	}
+	g.cutSteps()
 	err := g.saveMetaBy(func(m *meta) { m.Sealed = &metaSeal{Cut: cut, Epoch: g.row.Epoch, Next: next} },
 		func(blob []byte) error { return g.mem.Seal(cut, blob) })
 	if err != nil {

@@ -50,6 +50,10 @@ type metaSub struct {
 	Stale     record.Seq `json:"stale,omitempty"` // it was promised all, until it was cut off: it lacks what begins here
 	// Relied is how far it has said to have all, by what Retain counts: it never has less, or has been put back.
 	Relied record.Seq `json:"relied,omitempty"`
+	// Applied is, suspended, what it had applied when it last said so; for display.
+	Applied record.Seq `json:"applied,omitempty"`
+	// Inherited: this log begins where another's ended, and has not heard of the subscriber yet.
+	Inherited bool `json:"inherited,omitempty"`
 }
 
 type metaStore struct {

@@ -114,9 +114,10 @@ func (g *Group) Follow() error {
 }
 
 // Adopt makes the log begin anew behind base with the given epoch table and table of done requests: the target of a
-// move takes over the counter, a new secondary begins. What the caches hold is written back first; the records so far
-// are forgotten. The group is idle afterwards.
-func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
+// move takes over the counter, and the subscribers, by name, as the source's log had them; what their maps are to hold is
+// durable there by now. What the caches hold is written back first; the records so far are forgotten. The group is idle
+// afterwards.
+func (g *Group) Adopt(base record.Seq, table record.Table, done []byte, heirs map[string]Heritage) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r := g.Role(); r == RoleServing || r == RoleSealed && len(*g.subs.Load()) > 0 {
@@ -143,7 +144,7 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 		return fmt.Errorf("%w: group %s has writes for absent regions", ErrBusy, g.cfg.Name)
 	}
 	err := g.saveMetaBy(func(m *meta) {
-		m.Checkpoint, m.Applied, m.Following, m.Subs, m.Sealed = base, base, false, nil, nil
+		m.Checkpoint, m.Applied, m.Following, m.Subs, m.Sealed = base, base, false, inherited(heirs, base), nil
 		m.done = fresh.encode(maxDoneBytes)
 	}, func(blob []byte) error { return g.log.Reset(base, table, blob) })
 	if err != nil {
@@ -167,6 +168,10 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte) error {
 // Seal ends the epoch: all volumes answer `moved` from now on, what was admitted before is finished, the fence that
 // names the next owner is appended and made durable. The cut is the fence's sequence. Sealing again with the same next
 // owner returns the same cut. If it cannot drain in time, the volumes go back to their modes and nothing is sealed.
+//
+// A subscriber inside a step, or on its way out of the stream, is cut off at the cut: its changed map then has all that it
+// lacks, and the next owner makes the step anew. One in the stream has the rest, up to the cut, still from here. ErrSuspended: one
+// that must be in the stream (SubscriberConfig.Needed) is not, or would have to leave it for the fence.
 func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, error) {
 	if cut, was, ok := g.Sealed(); ok {
 		if was != next {
@@ -177,7 +182,7 @@ func (g *Group) Seal(ctx context.Context, next record.EpochID) (record.Seq, erro
 	if g.Role() != RoleServing {
 		return 0, fmt.Errorf("%w: group %s is %s, on %s", ErrRole, g.cfg.Name, g.Role(), g.logName())
 	}
-	if err := g.allThere(); err != nil {
+	if err := g.neededThere(); err != nil {
 		return 0, err
 	}
 	reopen := g.shutGates(next)
@@ -227,21 +232,17 @@ func (g *Group) shutGates(next record.EpochID) func() {
 	}
 }
 
-// allThere is nil while all subscribers are in the stream, and are to stay there: only so does one get all up to a cut. What
-// another lacks is known here alone, and who serves next could not send it.
-func (g *Group) allThere() error {
+// neededThere is nil while all subscribers are in the stream whose lack is handed over to nobody.
+func (g *Group) neededThere() error {
 	for _, s := range *g.subs.Load() {
-		switch {
-		case s.State() != SubStreaming:
+		if s.cfg.Needed && s.State() != SubStreaming {
 			return fmt.Errorf("%w: group %s is not sealed: %s is %s", ErrSuspended, g.cfg.Name, s.name, s.State())
-		case s.Resting():
-			return fmt.Errorf("%w: group %s is not sealed: %s leaves the stream", ErrSuspended, g.cfg.Name, s.name)
 		}
 	}
 	return nil
 }
 
-// appendFence, which must not cut anybody off.
+// appendFence, which must not cut anybody off: see relieve.
 func (g *Group) appendFence(next record.EpochID) (record.Seq, error) {
 	payload, err := json.Marshal(next)
 	if err != nil {
@@ -253,9 +254,10 @@ func (g *Group) appendFence(next record.EpochID) (record.Seq, error) {
 	err = g.whenRoom(func() (err error) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if err := g.allThere(); err != nil {
+		if err := g.neededThere(); err != nil {
 			return err
 		}
+		g.cutSteps()
 		cut, err = g.controlLocked(fence, func(seq record.Seq) {
 			g.cut, g.next = seq, next
 			g.role.Store(uint32(RoleSealed))

@@ -58,6 +58,8 @@ type SubscriberConfig struct {
 	Changed   map[record.VolumeNumber]Bitmap
 	BlockSize int64 // bytes that a mark stands for; default 64 KiB
 	Sync      SyncConfig
+	// Needed: the group is sealed only with it in the stream, for nobody is told what else it lacks.
+	Needed bool
 	// OnEvent runs on a goroutine of its own; events of one subscriber come in order.
 	OnEvent func(SubscriberEvent)
 }
@@ -142,7 +144,9 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 		if err := s.markRange(s.acked+1, g.Tip()); err != nil {
 			return nil, fmt.Errorf("subscriber %s: %w", name, err)
 		}
-		s.markDoubt()
+		if !s.lapsed || g.Role() != RoleSealed { // who was in the stream when a log in memory was sealed has all of it
+			s.markDoubt()
+		}
 	}
 	grown := append(slices.Clip(slices.Clone(subs)), s)
 	g.subs.Store(&grown)
@@ -179,6 +183,9 @@ func (s *Subscriber) start() {
 	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
 	if s.lapsed { // it has what it had said, and not what has been lost here
 		s.stored, s.durable, s.applied = known.Acked, known.Acked, known.Acked
+	} else if known.Suspended { // what it lacks may have been trimmed here
+		has := min(known.Applied, acked)
+		s.stored, s.durable, s.applied = has, has, has
 	}
 	s.ackStored.Store(uint64(s.stored))
 	s.ackDurable.Store(uint64(s.durable))
@@ -186,12 +193,14 @@ func (s *Subscriber) start() {
 	if state == SubSuspended {
 		s.lacks = lack{known: true, since: time.Since(began), marks: true}
 	}
-	s.startGuard(known, !ok && trimmed > 0)
+	if known.Inherited && state == SubStreaming {
+		s.inheritMarks()
+	}
+	s.startGuard(known)
 }
 
-// startGuard goes on with what was promised before a restart. A log that began behind a hand-over has taken the promise
-// over with it: only pairs that are in step are moved.
-func (s *Subscriber) startGuard(known metaSub, moved bool) {
+// startGuard goes on with what was promised before a restart, or by the log that this one goes on from.
+func (s *Subscriber) startGuard(known metaSub) {
 	s.guard = guard{cfg: s.cfg.Sync.filled(), state: guardOff}
 	s.stale = known.Stale
 	if !s.guard.cfg.On {
@@ -199,10 +208,10 @@ func (s *Subscriber) startGuard(known metaSub, moved bool) {
 	}
 	s.ahead.Store(true)
 	s.guard.become(guardBehind, "not caught up since the start")
-	if s.State() == SubStreaming && (known.Sync || moved) {
+	if s.State() == SubStreaming && known.Sync {
 		s.promised, s.stale = true, 0
 		s.answered = s.g.Tip()
-		if moved { // this log begins where another's ended; what the subscriber has of it has to be heard first
+		if known.Inherited { // what the subscriber has of the other log has to be heard first
 			s.ackStored.Store(0)
 			s.ackDurable.Store(0)
 		}
@@ -510,7 +519,7 @@ func (s *Subscriber) forMeta() metaSub {
 	s.guardMu.Lock()
 	defer s.guardMu.Unlock()
 	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming && !s.lapsed, Sync: s.promised, Stale: s.stale,
-		Relied: s.relied}
+		Relied: s.relied, Applied: s.applied}
 }
 
 // slowest is the subscriber in the stream that holds back records which the group itself does not need any more.

@@ -100,6 +100,8 @@ type move struct {
 	g    *site.Made
 	load *site.Running
 	wan  func(hosts proof.Stats) // bounds what went over the WAN
+	// enter puts the group into the state in which it moves, leave out of it; nil: it is paired.
+	enter, leave func()
 
 	flags []string // of migrate start
 }
@@ -121,11 +123,17 @@ func (m *move) run(seed uint64) {
 	}
 	m.load = site.Run(proof.New(disks(s.G, m.g), proof.Options{Seed: seed, Depth: 16, MaxBlocks: 8, FlushEvery: 30, Rate: 800, Span: 32 * mib}))
 	time.Sleep(300 * time.Millisecond)
+	if m.enter != nil {
+		m.enter()
+	}
 	m.start()
 	if k.step != "deregister" && k.process != "" {
 		m.die()
 	}
 	first := m.settle()
+	if m.leave != nil {
+		m.leave()
+	}
 	if k.step == "deregister" {
 		s.CLI("migrate", "commit", "db", "--no-wait") // its manager may die under it
 		m.die()

@@ -65,7 +65,7 @@ func TestPromoteAfterDisaster(t *testing.T) {
 	}
 	var out control.PromoteView
 	r := own(s, s.C, "group", "promote", "db", "--force", "-o", "json")
-	if r.Code != 0 || json.Unmarshal([]byte(r.Out), &out) != nil || out.Epoch != 2 || out.LostWrites != nil {
+	if r.Code != 0 || json.Unmarshal([]byte(r.Out), &out) != nil || out.Epoch != 4 || out.LostWrites != nil {
 		t.Fatal(r)
 	}
 	v := s.Prefix(load, "the promoted image", s.Exports(s.C, g))
@@ -94,7 +94,7 @@ func TestPromoteAfterDisaster(t *testing.T) {
 
 	s.Manager.Start()
 	s.WaitFor(20*time.Second, "adopted", func() bool { v := s.Group("db"); return v.Primary == "c" && v.State != nil })
-	if v := s.Group("db"); v.Secondary != "a" || v.Epoch != 2 || *v.State != "suspended" || v.Promoted == nil || v.Pairs[0].Primary != "c/"+g.Volumes[0] {
+	if v := s.Group("db"); v.Secondary != "a" || v.Epoch != 4 || *v.State != "suspended" || v.Promoted == nil || v.Pairs[0].Primary != "c/"+g.Volumes[0] {
 		t.Fatalf("%+v", v)
 	}
 	if text := s.Do("vvol", "show", g.Volumes[0], "-o", "json"); !strings.Contains(text, `"c/`+g.Volumes[0]) {
@@ -103,7 +103,7 @@ func TestPromoteAfterDisaster(t *testing.T) {
 	if text := s.Do("events"); !strings.Contains(text, "promoted") {
 		t.Fatal(text)
 	}
-	if text := s.Do("status"); !strings.Contains(text, "promoted in epoch 2") {
+	if text := s.Do("status"); !strings.Contains(text, "promoted in epoch 4") {
 		t.Fatal(text)
 	}
 	for _, refused := range []string{"group resume db", "group verify db", "migrate start db --to b", "pair remove db c/" + g.Volumes[0]} {

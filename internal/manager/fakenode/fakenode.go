@@ -39,7 +39,9 @@ type Node struct {
 	Calls    []string                // methods with their object, in order
 	Fail     func(call string) error // asked before each call; an error is the answer
 	Free     int64                   // bytes, told by migrate.check
+	LinkDown bool                    // told by migrate.check
 	Hold     chan struct{}           // if not nil, a target waits here after pending
+	Rest     chan struct{}           // if not nil, a target that serves waits here before it is filled
 	Refuse   bool                    // a target refuses durably instead of asking for the decision
 
 	mgr    Manager
@@ -320,7 +322,7 @@ func (n *Node) configure(in control.GroupSpec) *control.GroupStatus {
 func (n *Node) migrate(method, id string, params json.RawMessage) (any, error) {
 	switch method {
 	case control.CallMigrateCheck:
-		return control.MigrationCheck{DataBytes: 4096, FreeBytes: n.Free}, nil
+		return control.MigrationCheck{DataBytes: 4096, FreeBytes: n.Free, LinkDown: n.LinkDown}, nil
 	case control.CallMigrateRegister:
 		var in control.MigrationSpec
 		_ = json.Unmarshal(params, &in)
@@ -423,6 +425,15 @@ func (n *Node) take(ctx context.Context, id string) {
 	cut, epoch, pause := uint64(100), mv.Spec.Group.Epoch+1, 7.5
 	st.Cut, st.Epoch, st.PauseMS, st.Present, st.Background, st.OnDemand = &cut, &epoch, &pause, 10, 4096, 512
 	st.Serving = epoch
+	if rest := n.Rest; rest != nil {
+		n.phase(mv, control.PhaseMigrating, control.StepSource, control.StepRun)
+		n.Unlock()
+		select {
+		case <-rest:
+		case <-ctx.Done():
+		}
+		n.Lock()
+	}
 	n.phase(mv, control.PhaseFilled, control.StepSource, control.StepRun, control.StepDrained, control.StepSingle, control.StepFill)
 	n.Groups[mv.Spec.Group.Name] = &control.GroupStatus{Name: mv.Spec.Group.Name, Role: control.RolePrimary, State: "paired",
 		Epoch: epoch, Node: n.Name, LinkUp: true, Heard: true, Consistent: true, Appended: 100, Durable: 100, Sent: 100,
