@@ -192,9 +192,7 @@ func TestMoveSuspended(t *testing.T) {
 		volumes   int
 		copyFirst bool // and the source is never back: nothing is needed of it
 	}{
-		"async": {async, 2, false}, "sync": {synced, 1, false}, "queue": {onQueue(async), 1, false},
-		"periodic":   {every(100 * time.Millisecond), 1, false},
-		"copy-first": {async, 1, true}, "copy-first queue": {onQueue(async), 1, true},
+		"async": {async, 2, false}, "queue": {onQueue(async), 1, false}, "copy-first": {async, 1, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := stateRig(t)
@@ -226,40 +224,32 @@ func TestMoveSuspended(t *testing.T) {
 
 // A group whose log was full is suspended, and moves so, with nobody to resume it before.
 func TestMoveFull(t *testing.T) {
-	t.Parallel()
-	for name, with := range map[string]func(*control.Settings){"journal": async, "queue": onQueue(async)} {
-		t.Run(name, func(t *testing.T) {
-			s := stateGroup(stateRig(t, func(c *Config) { c.Memory = 32 << 20 }), with, 1, 2<<20, 0)
-			s.paired()
-			s.link.set(true)
-			for end := time.Now().Add(15 * time.Second); s.status("a").State == "paired" && time.Now().Before(end); {
-				runFor(t, s.load, 300*time.Millisecond)
-			}
-			stop := s.move("c", "a", "b")
-			if st := s.status("b"); st.State != "suspended" {
-				t.Fatalf("at the target: %+v", st)
-			}
-			s.link.set(false)
-			s.filled()
-			s.count("b")
-			s.resume("b")
-			s.end(stop, true)
-		})
+	s := stateGroup(stateRig(t), async, 1, 2<<20, 0)
+	s.paired()
+	s.link.set(true)
+	for end := time.Now().Add(15 * time.Second); s.status("a").State == "paired" && time.Now().Before(end); {
+		runFor(t, s.load, 300*time.Millisecond)
 	}
+	stop := s.move("c", "a", "b")
+	if st := s.status("b"); st.State != "suspended" {
+		t.Fatalf("at the target: %+v", st)
+	}
+	s.link.set(false)
+	s.filled()
+	s.count("b")
+	s.resume("b")
+	s.end(stop, true)
 }
 
 // The link is down, and the secondary has not even heard of the move. It is made all the same. When the link is back the
 // secondary is told, and gets what it lacks: from the source what its journal has, or from the target what is marked.
 func TestMoveLinkDown(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		with    func(*control.Settings)
-		suspend bool
-	}{
-		"journal": {async, false}, "suspended": {async, true}, "sync": {synced, false}, "periodic": {every(100 * time.Millisecond), false},
+	for name, with := range map[string]func(*control.Settings){
+		"journal": async, "sync": synced, "periodic": every(100 * time.Millisecond),
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := stateGroup(stateRig(t, func(c *Config) { c.patience.Patience = 300 * time.Millisecond }), c.with, 1, 32<<20, 0)
+			s := stateGroup(stateRig(t, func(c *Config) { c.patience.Patience = 300 * time.Millisecond }), with, 1, 32<<20, 0)
 			s.paired()
 			stop := keepRunning(t, s.load)
 			s.link.set(true)
@@ -267,9 +257,6 @@ func TestMoveLinkDown(t *testing.T) {
 				s.waitFor("stale", func() bool { return s.status("a").State == "suspended" })
 			}
 			time.Sleep(100 * time.Millisecond)
-			if c.suspend {
-				s.call("a", control.CallGroupSuspend, control.GroupSuspend{Name: "g"}, nil)
-			}
 			stop()
 			stop = s.move("a", "b")
 			s.waitFor("all present", func() bool { st := s.moveStatus("b"); return st.Present == st.Total })
@@ -279,10 +266,7 @@ func TestMoveLinkDown(t *testing.T) {
 			s.link.set(false)
 			s.call("c", control.CallMigrateRegister, s.spec, nil)
 			s.filled()
-			if c.suspend {
-				s.resume("b")
-			}
-			s.end(stop, s.g.Mode == control.ModeAsync && !c.suspend)
+			s.end(stop, s.g.Mode == control.ModeAsync)
 		})
 	}
 }
@@ -314,7 +298,7 @@ func TestMoveInitialCopy(t *testing.T) {
 		volumes   int
 		copyFirst bool
 	}{
-		"async": {async, 3, false}, "sync": {synced, 1, false}, "queue": {onQueue(async), 1, false}, "copy-first": {async, 2, true},
+		"async": {async, 3, false}, "queue": {onQueue(async), 1, false}, "copy-first": {async, 2, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := stateRig(t)
@@ -343,7 +327,7 @@ func TestMoveInStep(t *testing.T) {
 		with    func(*control.Settings)
 		volumes int
 	}{
-		"async": {async, 2}, "sync": {synced, 1}, "queue": {onQueue(async), 1},
+		"async": {async, 2}, "sync": {synced, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := stateGroup(stateRig(t), c.with, c.volumes, 32<<20, 0)
