@@ -135,8 +135,6 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		return nil, nil, refuse("%s is its primary already", in.To)
 	case in.To == g.Secondary:
 		return nil, nil, refuse("%s is its secondary", in.To)
-	case len(g.Pairs) == 0:
-		return nil, nil, refuse("it has no pairs")
 	}
 	mg := &control.Migration{
 		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,

@@ -134,6 +134,11 @@ func (n *Node) registerAtSource(rec *migrate.Record) error {
 		return refused("migration %s: %s", rec.Spec.ID, bad[0])
 	}
 	g := n.group(rec.Spec.Group.Name)
+	if sub, _, _ := g.feeds(); sub == nil { // it has never had a pair: see fed
+		if err := g.startFeed(rec.Spec.Secondary, g.members()); err != nil {
+			return err
+		}
+	}
 	rec.WANBytesStart = g.wan.total()
 	if err := n.saveMove(rec); err != nil {
 		return err
@@ -165,6 +170,9 @@ func (g *group) ready() error {
 		return refused("%s", bad)
 	}
 	sub, _, _ := g.feeds()
+	if sub == nil {
+		return refused("group %s is fed to nobody yet: register the move first", g.name)
+	}
 	if sub.State() != volume.SubStreaming || !g.onQueue() {
 		return nil // what it lacks is marked, or the log on disk sends it
 	}
@@ -182,13 +190,11 @@ func (g *group) unmovable(st *control.GroupStatus) string {
 	sub, _, _ := g.feeds()
 	apart, _ := g.apart()
 	switch {
-	case sub == nil:
-		return fmt.Sprintf("group %s is %s: moving a group without pairs is not built yet", g.name, st.State)
 	case st.State == "failed" || st.State == "split-brain":
 		return fmt.Sprintf("group %s is %s: %s", g.name, st.State, st.BlockedOn)
 	case apart: // what the other end lacks, and from where on, is known here alone
 		return fmt.Sprintf("group %s: a node was promoted, and nothing is copied to the other end: moving such a group is not built yet", g.name)
-	case sub.State() != volume.SubStreaming:
+	case sub == nil || sub.State() != volume.SubStreaming:
 		return ""
 	case g.onQueue() && !st.LinkUp:
 		return fmt.Sprintf("the link to %s is down: %s; what is in the queue has to be there before the cut, or suspend the group first",

@@ -69,10 +69,24 @@ func (g *group) startPrimary(secondary string) error {
 	if err := g.admit(rec); err != nil {
 		return err
 	}
-	if len(rec.Members) == 0 && rec.Spec.Group.NextNumber <= 1 {
-		return nil // it has never had a pair
+	if !g.fed(rec) {
+		return nil
 	}
 	return g.startFeed(secondary, rec.Members)
+}
+
+// fed is false for a group that has never had a pair: there is nothing to send. One that moves, or has moved, is fed all the same:
+// the secondary hears the fence, and whom it leaves as the source.
+func (g *group) fed(rec *groupRecord) bool {
+	if len(rec.Members) > 0 || rec.Spec.Group.NextNumber > 1 || rec.Epoch > 1 {
+		return true
+	}
+	for _, m := range g.n.state.view().Moves {
+		if m.Spec.Group.Name == g.name && m.Role == control.RoleSource {
+			return true
+		}
+	}
+	return false
 }
 
 // admit lets hosts in.

@@ -11,8 +11,8 @@ import (
 	"gantline/test/site"
 )
 
-// A node is drained of three groups under load, with the manager killed on the way: everything is served at the other node, hosts
-// see no error, the copies are equal. A volume in no group is named in advance.
+// A node is drained of three groups under load, and of one without pairs, with the manager killed on the way: everything is served at
+// the other node, hosts see no error, the copies are equal. A volume in no group is named in advance.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
@@ -24,6 +24,7 @@ func TestDrain(t *testing.T) {
 		made = append(made, g)
 		loads = append(loads, site.Run(proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 4, MaxBlocks: 8, FlushEvery: 30, Rate: 200})))
 	}
+	s.Pair("none", 0, 0, "32MiB")
 	s.Do("volume", "create", "a/lone", "--size", "1MiB")
 	for _, line := range []string{"node drain a --to b", "node drain a --to b --dry-run"} {
 		if r := s.CLI(line); r.Code != 4 || !strings.Contains(r.Err, "a/lone") {
@@ -57,6 +58,10 @@ func TestDrain(t *testing.T) {
 		s.Equal(loads[i].Load, "primary of "+g.Name, s.Exports(s.B, g))
 		t.Logf("%s: pause %v ms, longest gap %v", g.Name, deref(v.PauseMS), loads[i].Stats().LongestGap)
 	}
+	s.AwaitPhase("none", 30*time.Second, "committed")
+	s.Do("volume", "create", "b/late", "--size", "1MiB")
+	s.Do("volume", "create", "c/late", "--size", "1MiB")
+	s.Do("pair", "add", "none", "b/late", "c/late")
 	if out := s.Do("node", "drain", "a", "--to", "b", "--dry-run"); !strings.Contains(out, "nothing of a") || strings.Contains(out, "from a to b") {
 		t.Errorf("what is left to drain:\n%s", out)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 
 // Groups that are suspended, or inside the step of a resync, move like those that are paired, with a process dying at a step of
 // the move: hosts see no error, the secondary's image is a prefix all the time, what is marked is sent from the target. A kill
-// point of each state by chance; all of those of source, target and secondary in a campaign.
+// point of each state by chance; in a campaign all of them, and with a log in memory too.
 func TestMoveOfStates(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
@@ -21,23 +22,33 @@ func TestMoveOfStates(t *testing.T) {
 	some := []killPoint{{"a", "seal", "before"}, {"a", "seal", "after"}, {"b", "seal", "before"}, {"b", "seal", "after"},
 		{"b", "run", "before"}, {"b", "drained", "after"}, {"b", "single", "after"}, {"b", "fill", "before"}, {"c", "single", "before"},
 		{"c", "single", "after"}}
-	for _, state := range []string{"suspended", "resyncing"} {
+	states := []string{"suspended", "resyncing"}
+	campaign := site.Campaign() > 0 || os.Getenv("GANTLINE_KILL_POINTS") != ""
+	if campaign {
+		states = append(states, "suspended-queue", "resyncing-queue")
+	}
+	for _, name := range states {
+		state, queue := strings.CutSuffix(name, "-queue")
 		points := []killPoint{some[rnd.IntN(len(some))]}
 		switch {
-		case site.Campaign() > 0 || os.Getenv("GANTLINE_KILL_POINTS") != "":
+		case campaign:
 			points = chosen(seed)
 		case testing.Short():
 			points = []killPoint{{}}
 		}
 		for _, k := range points {
-			t.Run(fmt.Sprintf("%s-%v", state, k), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s-%v", name, k), func(t *testing.T) {
 				t.Parallel()
 				env := map[string][]string{}
 				if k.process != "" {
 					env[k.process] = site.KillAt(k.step, k.edge)
 				}
 				s := site.Start(t, env)
-				m := &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 64*mib, "320MiB")}
+				pair := s.Pair
+				if queue {
+					pair = s.PairOnQueue
+				}
+				m := &move{Site: s, t: t, k: k, g: pair("db", 2, 64*mib, "320MiB")}
 				m.enter = func() {
 					s.Do("group", "suspend", "db")
 					time.Sleep(300 * time.Millisecond)
