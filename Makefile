@@ -27,7 +27,7 @@ FLAPS   ?= 1000
 BENCH   ?=
 HISTORIES := TestCrashKeeps|TestQueueCrash|TestFillOnQueue|TestIntervalsAreCuts|TestResizeUnderLoad|TestSuspendHolds
 
-.PHONY: all build demo test tools format vet unit histories system fuzz fuzz-slice soak flaps bench lint clean
+.PHONY: all build demo test tools format vet unit histories system fuzz fuzz-slice soak flaps links bench lint clean
 
 all: build
 
@@ -78,6 +78,12 @@ soak: build tools
 # The copy link cut a thousand times under load; `make test` has a slice of it: make flaps FLAPS=10000
 flaps:
 	GANTLINE_FLAPS=$(FLAPS) $(GO) test -count=1 -timeout 2h -run Flaps -v ./internal/node
+
+# Each link between two processes of a move, cut both ways and one way, at each of its steps; `make test` has three rows by chance:
+# make links ROWS=a-b-both
+ROWS    ?=
+links:
+	GANTLINE_CAMPAIGN=1 GANTLINE_LINK=$(ROWS) $(GO) test -count=1 -timeout 3h -parallel 4 -run TestMoveCutLinks -v ./test/powerloss
 
 # Ourselves beside nbdkit, qemu-nbd and blockdev-mirror in one run: make bench BENCH='-run write -runs 5'
 bench: build tools

@@ -99,7 +99,7 @@ func (a *app) migrateStart() *cobra.Command {
 	f.StringVar(&in.Strategy, "strategy", "", "switch-first (default) or copy-first: when hosts are led to the target, see above")
 	f.StringVar(&in.Backlog, "backlog", "", "drain (default) or carry")
 	f.StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error: what becomes of requests under way, see above")
-	f.StringVar(&in.Paths, "paths", "", "all (default) or one-by-one")
+	f.StringVar(&in.Paths, "paths", "", "all (default): all gateways are led to the target at once; one-by-one: each when the one before has confirmed")
 	f.BoolVar(&in.Mirror, "mirror", false, "keep the source up to date, as a way back")
 	f.Var(&limit, "limit", "background copy at most this much a second")
 	f.StringVar(&in.StopAt, "stop-at", "", "registered or switched: wait there for migrate continue")

@@ -87,6 +87,8 @@ type Vvol struct {
 	Size     int64  `json:"size"`
 	Hosts    []Host `json:"hosts"`
 	InFlight string `json:"in_flight"` // policy of the latest switch
+	// At has the gateways that lead it to another volume than Volume.
+	At map[string]string `json:"at,omitempty"`
 }
 
 // Pair is a primary volume and its secondary; Number is theirs in the group's log, from 1, never used again.
@@ -143,7 +145,8 @@ type Migration struct {
 	Backlog       string            `json:"backlog"`
 	Mirror        bool              `json:"mirror"`
 	InFlight      string            `json:"in_flight"`
-	Limit         int64             `json:"limit"` // bytes a second; 0: none
+	Paths         string            `json:"paths,omitempty"` // PathsAll or PathsOneByOne
+	Limit         int64             `json:"limit"`           // bytes a second; 0: none
 	Commit        bool              `json:"commit"`
 	Epoch         uint64            `json:"base_epoch"`
 	Volumes       []MovedVolume     `json:"volumes"`
@@ -161,8 +164,10 @@ type Migration struct {
 	MadeJournal string   `json:"made_journal"` // likewise
 	JournalSize int64    `json:"journal_size"` // of a made journal, bytes
 	VvolsMoved  bool     `json:"vvols_moved"`  // virtual volumes name the target's volumes
-	RunAsked    bool     `json:"run_asked"`    // migrate.run may have been sent: the target decides from here on
-	Undo        []string `json:"undo"`         // what is still to be done after the move has gone back: "METHOD NODE [NAME]"
+	// Gateways are those that are switched one by one, in this order; nil: not listed yet.
+	Gateways []MovePath `json:"gateways"`
+	RunAsked bool       `json:"run_asked"` // migrate.run may have been sent: the target decides from here on
+	Undo     []string   `json:"undo"`      // what is still to be done after the move has gone back: "METHOD NODE [NAME]"
 	// Abort says why the move is going back by command; it is aborted when the source serves again. "": it is not.
 	Abort string `json:"abort,omitempty"`
 	// StopAt is the phase in which the move waits to be continued, registered or switched; "": it does not.
@@ -171,6 +176,37 @@ type Migration struct {
 	LimitTold int64     `json:"limit_told,omitempty"` // the limit that the target has been told
 	// Untold: the secondary could not be reached, from the source either, when the move began. It is told of it when it is back.
 	Untold bool `json:"untold,omitempty"`
+}
+
+// How hosts are led to the target of a move.
+const (
+	PathsAll      = "all"        // by all gateways at once
+	PathsOneByOne = "one-by-one" // gateway by gateway, each confirmed before the next
+)
+
+// MovePath is one gateway that is switched by itself.
+type MovePath struct {
+	Gateway string    `json:"gateway"`
+	State   string    `json:"state"`
+	At      time.Time `json:"at,omitzero"` // of the state
+}
+
+// States of a MovePath.
+const (
+	PathWaits     = "waits"     // it leads to the source
+	PathLed       = "led"       // it is to lead to the target, and has not confirmed it
+	PathConfirmed = "confirmed" // it leads to the target
+	PathLate      = "late"      // it has not confirmed in time and was passed over; it learns of it when it is back, or by the seal
+)
+
+// NextPath is the gateway that is to be switched next, or to confirm; nil if there is none left.
+func (m *Migration) NextPath() *MovePath {
+	for i := range m.Gateways {
+		if p := &m.Gateways[i]; p.State == PathWaits || p.State == PathLed {
+			return p
+		}
+	}
+	return nil
 }
 
 // MoveSeen is what the target last told of a move, kept for the time when nobody can tell it any more.
@@ -234,6 +270,7 @@ const (
 const (
 	PointAbort   = "abort"   // manager: the opposite swap
 	PointAborted = "aborted" // manager: the end of an abort
+	PointPath    = "path"    // manager: one gateway is led to the target (--paths one-by-one)
 	PointRefuse  = "refuse"  // target: its promise never to take over
 	PointReopen  = "reopen"  // source: its record that it goes on
 	PointCancel  = "cancel"  // all nodes: the move is forgotten

@@ -116,6 +116,8 @@ type MigrationView struct {
 	InFlight     string             `json:"in_flight"`
 	Limit        int64              `json:"limit"`
 	Volumes      []MovedVolume      `json:"volumes"`
+	Paths        string             `json:"paths"`
+	Gateways     []MovePath         `json:"gateways"` // that are switched one by one
 }
 
 // RegionsView counts a move's regions.
@@ -145,6 +147,7 @@ type VvolView struct {
 // VvolGatewayView is a vvol as one gateway has it.
 type VvolGatewayView struct {
 	Name     string  `json:"name"`
+	Volume   string  `json:"volume"` // that it is to lead to
 	Sessions *int    `json:"sessions"`
 	Epoch    *uint64 `json:"epoch"`
 }

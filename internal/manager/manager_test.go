@@ -448,8 +448,10 @@ func TestRoutes(t *testing.T) {
 type fakeGateway struct {
 	name   string
 	client *client.Client
+	stop   func()
 	mu     sync.Mutex
 	table  control.RouteTable
+	stuck  bool // it polls, and takes nothing
 }
 
 func (g *fakeGateway) routes() []control.Route {
@@ -474,11 +476,14 @@ func (g *fakeGateway) start(t *testing.T) {
 				continue
 			}
 			g.mu.Lock()
-			g.table = table
+			if !g.stuck {
+				g.table = table
+			}
 			g.mu.Unlock()
 		}
 	}()
-	t.Cleanup(func() { cancel(); <-done })
+	g.stop = func() { cancel(); <-done }
+	t.Cleanup(g.stop)
 }
 
 func TestDryRunChangesNothing(t *testing.T) {

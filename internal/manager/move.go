@@ -49,7 +49,8 @@ const (
 	moveRegister   moveAction = "register"   // S601–604: make what is to be made, tell the three nodes
 	moveCopying    moveAction = "copy"       // copy-first: wait until the target is filled
 	moveThrough    moveAction = "through"    // S701
-	moveSwitch     moveAction = "switch"     // S702–704: rewrite the virtual volumes
+	movePath       moveAction = "path"       // S702–704, one by one: one more gateway
+	moveSwitch     moveAction = "switch"     // S702–704: rewrite the virtual volumes, for all gateways
 	moveConfirm    moveAction = "confirm"    // wait for the gateways
 	moveRun        moveAction = "run"        // S705
 	moveWatch      moveAction = "watch"      // S706: look at the target
@@ -95,10 +96,13 @@ func moveNext(r *control.Migration, f moveFacts) moveAction {
 		}
 		return moveThrough
 	case control.PhaseThrough:
-		if !r.VvolsMoved {
-			return moveSwitch
+		switch {
+		case r.VvolsMoved:
+			return moveConfirm
+		case r.Paths == control.PathsOneByOne && (r.Gateways == nil || r.NextPath() != nil):
+			return movePath
 		}
-		return moveConfirm
+		return moveSwitch
 	}
 	return moveRun
 }

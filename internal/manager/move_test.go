@@ -20,7 +20,7 @@ import (
 // Golden histories: testdata/move/*.txt. Each line is a fact that becomes true; behind => stands what follows from it.
 //
 //	phase P | seen P (the target's) | run asked | run acked | vvols moved | refusal | failing S | silent S | gone |
-//	refused | decided W | commit | undo N | abort | told NODE | away NODE,…
+//	refused | decided W | commit | undo N | abort | told NODE | away NODE,… | one by one | gateways N | path STATE
 func TestMoveHistories(t *testing.T) {
 	files, err := filepath.Glob("testdata/move/*.txt")
 	if err != nil || len(files) < 5 {
@@ -79,6 +79,15 @@ func happens(t *testing.T, r *control.Migration, f *moveFacts, fact string) {
 		f.RunAcked = true
 	case fact == "vvols moved":
 		r.VvolsMoved = true
+	case fact == "one by one":
+		r.Paths = control.PathsOneByOne
+	case word == "gateways":
+		r.Gateways = make([]control.MovePath, n)
+		for i := range r.Gateways {
+			r.Gateways[i].State = control.PathWaits
+		}
+	case word == "path":
+		r.NextPath().State = arg
 	case fact == "refusal":
 		f.Refusal = "no"
 	case word == "failing":
@@ -194,7 +203,7 @@ func TestMoveRefusals(t *testing.T) {
 		"of a volume":       {control.MoveRequest{Group: "a/v1", To: "b"}, control.KindRefused, "not built yet"},
 		"another strategy":  {control.MoveRequest{Group: "g", To: "b", Strategy: "copy-last"}, control.KindUsage, "copy-first"},
 		"carry":             {control.MoveRequest{Group: "g", To: "b", Backlog: "carry"}, control.KindRefused, "not built yet"},
-		"one by one":        {control.MoveRequest{Group: "g", To: "b", Paths: "one-by-one"}, control.KindRefused, "not built yet"},
+		"paths":             {control.MoveRequest{Group: "g", To: "b", Paths: "some"}, control.KindUsage, "one-by-one"},
 		"mirror":            {control.MoveRequest{Group: "g", To: "b", Mirror: true}, control.KindRefused, "not built yet"},
 		"stop at":           {control.MoveRequest{Group: "g", To: "b", StopAt: "filled"}, control.KindUsage, "registered or switched"},
 		"nonsense":          {control.MoveRequest{Group: "g", To: "b", InFlight: "maybe"}, control.KindUsage, "finish"},

@@ -188,6 +188,8 @@ func (r *moveRunner) act(ctx context.Context, action moveAction, mg *control.Mig
 		return r.try(ctx, func() error { return r.m.copyMove(ctx, mg) })
 	case moveThrough:
 		return r.try(ctx, func() error { return r.m.throughMove(ctx, mg) })
+	case movePath:
+		return r.try(ctx, func() error { return r.m.pathMove(ctx, mg) })
 	case moveSwitch:
 		return r.try(ctx, func() error { return r.m.switchMove(ctx, mg) })
 	case moveConfirm:

@@ -271,12 +271,13 @@ func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migratio
 		return err
 	}
 	for _, v := range vvols {
+		put := false
 		for _, mv := range mg.Volumes {
 			from, to, policy := mv.Target, mv.Source, inFlightFinish
 			if target {
 				from, to, policy = mv.Source, mv.Target, mg.InFlight
 			}
-			if v.V.Volume != from {
+			if !slices.Contains(v.V.Volumes(), from) {
 				continue
 			}
 			if vol, exists, err := find[control.Volume](ctx, m, control.KindVolume, from); err != nil {
@@ -284,9 +285,12 @@ func (m *Manager) leadVvols(ctx context.Context, c *change, mg *control.Migratio
 			} else if exists && vol.V.Group != mg.Group {
 				continue
 			}
-			v.V.Volume, v.V.InFlight = to, policy
+			v.V.Relead(from, to)
+			v.V.InFlight = policy
+			put = true
+		}
+		if put {
 			c.put(v.Key, v.Rev, v.V)
-			break
 		}
 	}
 	return nil

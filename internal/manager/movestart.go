@@ -20,14 +20,14 @@ func checkMoveFlags(in *control.MoveRequest) error {
 		{"strategy", &in.Strategy, []string{control.StrategySwitchFirst, control.StrategyCopyFirst}},
 		{"backlog", &in.Backlog, []string{"drain", "carry"}},
 		{"in-flight", &in.InFlight, []string{inFlightFinish, inFlightHold, inFlightError}},
-		{"paths", &in.Paths, []string{"all", "one-by-one"}},
+		{"paths", &in.Paths, []string{control.PathsAll, control.PathsOneByOne}},
 	} {
 		switch n := slices.Index(f.values, *f.value); {
 		case *f.value == "":
 			*f.value = f.values[0]
 		case n < 0:
 			return control.Errorf(control.KindUsage, "--%s %q: it is %s", f.flag, *f.value, strings.Join(f.values, " or "))
-		case n > 0 && (f.flag == "backlog" || f.flag == "paths"):
+		case n > 0 && f.flag == "backlog":
 			return control.NotBuilt("migrate start --" + f.flag + " " + *f.value)
 		}
 	}
@@ -138,7 +138,7 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 	}
 	mg := &control.Migration{
 		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
-		Backlog: in.Backlog, InFlight: in.InFlight, Limit: in.Limit, Commit: in.Commit, Epoch: g.Epoch, StopAt: in.StopAt,
+		Backlog: in.Backlog, InFlight: in.InFlight, Paths: in.Paths, Limit: in.Limit, Commit: in.Commit, Epoch: g.Epoch, StopAt: in.StopAt,
 		SourceJournal: g.PrimaryJournal, Steps: []control.Step{}, MadeVolumes: []string{}, Undo: []string{},
 	}
 	c := m.change()
@@ -335,8 +335,9 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 	if first {
 		add("copy %d bytes from %s to %s, and have it follow what hosts write", data, mg.Source, mg.Target)
 	}
+	how := map[bool]string{true: ", gateway by gateway"}[mg.Paths == control.PathsOneByOne]
 	for _, mv := range mg.Volumes {
-		add("lead hosts of %s to %s", mv.Source, mv.Target)
+		add("lead hosts of %s to %s%s", mv.Source, mv.Target, how)
 	}
 	add("seal epoch %d at %s, go on in epoch %d at %s", mg.Epoch, mg.Source, mg.Epoch+1, mg.Target)
 	if !first {

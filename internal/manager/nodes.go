@@ -86,7 +86,17 @@ func (m *Manager) gatewayRemove(ctx context.Context, name string) error {
 	if m.presence.gatewayUp(name) {
 		return control.Errorf(control.KindRefused, "gateway %s is up: stop its process first", name)
 	}
-	_, err = m.commit(ctx, m.change().del(g.Key, g.Rev).event("gateway/"+name, "removed", "command", "gateway %s removed", name))
+	c := m.change().del(g.Key, g.Rev)
+	vvols, err := loadAll[control.Vvol](ctx, m, control.KindVvol)
+	if err != nil {
+		return err
+	}
+	for _, v := range vvols {
+		if v.V.Lead(v.V.Volume, name) {
+			c.put(v.Key, v.Rev, v.V)
+		}
+	}
+	_, err = m.commit(ctx, c.event("gateway/"+name, "removed", "command", "gateway %s removed", name))
 	if err == nil && planOf(ctx) == nil {
 		m.presence.forget(name)
 	}

@@ -99,6 +99,14 @@ func (p *presence) gateway(name string) (applied uint64, vvols []control.Gateway
 	return s.applied, slices.Clone(s.vvols), true
 }
 
+// has says whether a gateway has confirmed a revision, and gives a channel for the next report.
+func (p *presence) has(name string, revision uint64) (bool, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.gateways[name]
+	return s.up() && s.applied >= revision, p.changed
+}
+
 // behind lists the gateways that are up and have not confirmed a revision, and gives a channel for the next report.
 func (p *presence) behind(revision uint64) ([]string, <-chan struct{}) {
 	p.mu.Lock()

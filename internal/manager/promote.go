@@ -102,8 +102,8 @@ func (m *Manager) leadPromoted(ctx context.Context, c *change, g *control.Group)
 	}
 	for _, v := range vvols {
 		for _, pair := range g.Pairs {
-			if v.V.Volume == pair.Primary {
-				v.V.Volume, v.V.InFlight = pair.Secondary, ""
+			if v.V.Relead(pair.Primary, pair.Secondary) {
+				v.V.InFlight = ""
 				c.put(v.Key, v.Rev, v.V)
 				break
 			}

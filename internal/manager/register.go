@@ -106,7 +106,7 @@ func (m *Manager) gatewaySync(ctx context.Context, name string, report control.G
 	}
 	m.presence.gatewaySeen(name, g.Instance, report)
 	defer m.presence.gatewayDone(name)
-	return m.routes.poll(ctx, report.Applied), nil
+	return m.routes.poll(ctx, name, report.Applied), nil
 }
 
 func (m *Manager) registerGateway(ctx context.Context, g control.Gateway) (refused string, err error) {

@@ -134,7 +134,7 @@ func (m *Manager) noteResized(ctx context.Context, e resizeEnd, size int64) (uin
 		return 0, err
 	}
 	for _, vv := range vvols {
-		if vv.V.Volume == e.volume && vv.V.Size != size {
+		if vv.V.Volume == e.volume && vv.V.Size != size { // a gateway that leads it to a smaller volume serves it no more
 			vv.V.Size, changed = size, true
 			c.put(vv.Key, vv.Rev, vv.V)
 		}

@@ -23,10 +23,17 @@ type routes struct {
 	m *Manager
 
 	mu      sync.Mutex
-	table   control.RouteTable
+	table   []led
+	at      uint64        // revision of the table; 0: there is none
 	body    string        // the routes as JSON, to see whether they changed
 	seen    uint64        // store revision that has been looked at
 	changed chan struct{} // closed and replaced with every new table, and with every new seen
+}
+
+// led is a virtual volume's route, with those of the gateways that lead it elsewhere.
+type led struct {
+	Route control.Route
+	At    map[string]control.Route
 }
 
 func newRoutes(m *Manager) *routes { return &routes{m: m, changed: make(chan struct{})} }
@@ -96,9 +103,8 @@ func (r *routes) refresh(ctx context.Context, revision uint64) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if string(body) != r.body || r.table.Revision == 0 {
-		r.body = string(body)
-		r.table = control.RouteTable{Revision: max(at, r.table.Revision+1), Routes: table}
+	if string(body) != r.body || r.at == 0 {
+		r.body, r.table, r.at = string(body), table, max(at, r.at+1)
 	}
 	r.seen = max(r.seen, revision, at)
 	r.signal()
@@ -106,7 +112,7 @@ func (r *routes) refresh(ctx context.Context, revision uint64) error {
 }
 
 // routeTable is derived from the store alone.
-func (m *Manager) routeTable(ctx context.Context) ([]control.Route, uint64, error) {
+func (m *Manager) routeTable(ctx context.Context) ([]led, uint64, error) {
 	_, at, err := m.store.List(ctx, control.KindVvol+"/")
 	if err != nil {
 		return nil, 0, err
@@ -127,17 +133,24 @@ func (m *Manager) routeTable(ctx context.Context) ([]control.Route, uint64, erro
 	for _, n := range nodes {
 		address[n.V.Name] = n.V.Address
 	}
-	table := make([]control.Route, 0, len(vvols))
+	table := make([]led, 0, len(vvols))
 	for _, v := range vvols {
-		route := control.Route{
-			Vvol: v.V.Name, Size: v.V.Size, Node: control.NodeOf(v.V.Volume), Volume: control.BaseOf(v.V.Volume),
-			InFlight: v.V.InFlight, Hosts: v.V.Hosts, Address: address[control.NodeOf(v.V.Volume)],
+		lead := func(volume string) control.Route {
+			route := control.Route{
+				Vvol: v.V.Name, Size: v.V.Size, Node: control.NodeOf(volume), Volume: control.BaseOf(volume),
+				InFlight: v.V.InFlight, Hosts: v.V.Hosts, Address: address[control.NodeOf(volume)],
+			}
+			if g := groups[volume]; g != nil {
+				route.Group, route.Epoch = g.Name, g.Epoch
+				route.ReadOnly = isSecondary(g, volume)
+			}
+			return route
 		}
-		if g := groups[v.V.Volume]; g != nil {
-			route.Group, route.Epoch = g.Name, g.Epoch
-			route.ReadOnly = isSecondary(g, v.V.Volume)
+		l := led{Route: lead(v.V.Volume), At: map[string]control.Route{}}
+		for gateway, volume := range v.V.At {
+			l.At[gateway] = lead(volume)
 		}
-		table = append(table, route)
+		table = append(table, l)
 	}
 	return table, at, nil
 }
@@ -174,23 +187,46 @@ func (m *Manager) groupOfVolume(ctx context.Context) (map[string]*control.Group,
 	return out, nil
 }
 
-// poll answers with the table as soon as it is another than the one that the gateway has.
-func (r *routes) poll(ctx context.Context, applied uint64) control.RouteTable {
+// wanted is the revision that gateways should have in force.
+func (r *routes) wanted() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.at
+}
+
+// tableOf is the table as one gateway has it, under mu.
+func (r *routes) tableOf(gateway string) control.RouteTable {
+	t := control.RouteTable{Revision: r.at, Routes: make([]control.Route, 0, len(r.table))}
+	for _, l := range r.table {
+		route, elsewhere := l.At[gateway]
+		if !elsewhere {
+			route = l.Route
+		}
+		t.Routes = append(t.Routes, route)
+	}
+	return t
+}
+
+// poll answers with a gateway's table as soon as it is another than the one that the gateway has.
+func (r *routes) poll(ctx context.Context, gateway string, applied uint64) control.RouteTable {
 	hold := time.NewTimer(pollHold)
 	defer hold.Stop()
+	over := false
 	for {
 		r.mu.Lock()
-		table, changed := r.table, r.changed
-		r.mu.Unlock()
-		if table.Revision != 0 && table.Revision != applied {
+		changed := r.changed
+		if over || r.at != 0 && r.at != applied {
+			table := r.tableOf(gateway)
+			r.mu.Unlock()
 			return table
 		}
+		r.mu.Unlock()
 		select {
 		case <-changed:
 		case <-hold.C:
-			return table
+			over = true
 		case <-ctx.Done():
-			return table
+			over = true
 		}
 	}
 }
@@ -199,7 +235,7 @@ func (r *routes) poll(ctx context.Context, applied uint64) control.RouteTable {
 func (r *routes) revisionAt(ctx context.Context, store uint64) (uint64, error) {
 	for {
 		r.mu.Lock()
-		table, seen, changed := r.table.Revision, r.seen, r.changed
+		table, seen, changed := r.at, r.seen, r.changed
 		r.mu.Unlock()
 		if seen >= store {
 			return table, nil

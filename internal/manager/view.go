@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"gantline/internal/control"
 )
@@ -67,7 +68,7 @@ func (s *state) group(name string) *control.Group {
 func (s *state) vvolsOf(volume string) []string {
 	out := []string{}
 	for _, v := range s.vvols {
-		if v.Volume == volume {
+		if slices.Contains(v.Volumes(), volume) {
 			out = append(out, v.Name)
 		}
 	}
@@ -181,7 +182,9 @@ func (m *Manager) vvolViews(ctx context.Context, name string) ([]control.VvolVie
 		}
 		for _, gw := range gateways {
 			v.URIs = append(v.URIs, uris(v.Name, gw.V.NBD)...)
-			v.Gateways = append(v.Gateways, m.vvolAt(gw.V.Name, v.Name))
+			at := m.vvolAt(gw.V.Name, v.Name)
+			at.Volume = g.V.VolumeAt(gw.V.Name)
+			v.Gateways = append(v.Gateways, at)
 		}
 		out = append(out, v)
 	}
@@ -282,9 +285,7 @@ func (m *Manager) gatewayViews(ctx context.Context, name string) ([]control.Gate
 	if err != nil {
 		return nil, err
 	}
-	m.routes.mu.Lock()
-	wanted := m.routes.table.Revision
-	m.routes.mu.Unlock()
+	wanted := m.routes.wanted()
 	out := []control.GatewayView{}
 	for _, g := range gateways {
 		if name != "" && g.V.Name != name {
@@ -337,6 +338,9 @@ func (m *Manager) migrationViews(ctx context.Context, name string) ([]control.Mi
 			if waits := m.moves.waiting(mg.V.ID); mg.V.Returning() || len(mg.V.Undo) > 0 && waits != "" {
 				v.BlockedOn = &waits
 			}
+			if p := mg.V.NextPath(); p != nil && mg.V.Phase == control.PhaseThrough && mg.V.Abort == "" {
+				v.BlockedOn = ptr(pathsWait(&mg.V, p))
+			}
 			if mg.V.Stopped() {
 				v.BlockedOn = ptr("`gantline migrate continue " + mg.V.ID + "`, as --stop-at has it")
 			}
@@ -352,7 +356,13 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 	v := control.MigrationView{
 		ID: mg.ID, Group: mg.Group, Source: mg.Source, Target: mg.Target, Strategy: mg.Strategy, Backlog: mg.Backlog,
 		Mirror: mg.Mirror, Modes: map[string]*string{}, AtRisk: []string{}, Error: mg.Error, Decided: mg.Decided,
-		InFlight: mg.InFlight, Limit: mg.Limit, Volumes: mg.Volumes, BlockedOn: ptr(""),
+		InFlight: mg.InFlight, Limit: mg.Limit, Volumes: mg.Volumes, BlockedOn: ptr(""), Paths: mg.Paths, Gateways: mg.Gateways,
+	}
+	if v.Paths == "" {
+		v.Paths = control.PathsAll
+	}
+	if v.Gateways == nil {
+		v.Gateways = []control.MovePath{}
 	}
 	for _, mv := range mg.Volumes {
 		v.Modes[mv.Target] = nil

@@ -119,7 +119,7 @@ func (m *Manager) vvolsOf(ctx context.Context, volume string) ([]string, error) 
 	}
 	out := []string{}
 	for _, v := range vvols {
-		if v.V.Volume == volume {
+		if slices.Contains(v.V.Volumes(), volume) {
 			out = append(out, v.V.Name)
 		}
 	}

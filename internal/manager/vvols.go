@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"gantline/internal/control"
 )
@@ -120,6 +121,15 @@ func (m *Manager) quiet(ctx context.Context, group, object string) error {
 	return nil
 }
 
+// quietVolume is quiet for the group that a volume is in, if it is in one.
+func (m *Manager) quietVolume(ctx context.Context, volume, object string) error {
+	v, exists, err := find[control.Volume](ctx, m, control.KindVolume, volume)
+	if err != nil || !exists || v.V.Group == "" {
+		return err
+	}
+	return m.quiet(ctx, v.V.Group, object)
+}
+
 // editVvol changes one virtual volume and waits until the gateways have it. edit says false if nothing changes.
 func (m *Manager) editVvol(ctx context.Context, name, kind, message string,
 	edit func(c *change, v *control.Vvol) (bool, error)) error {
@@ -186,14 +196,21 @@ func (m *Manager) vvolSwitch(ctx context.Context, name string, in control.Switch
 	if err != nil {
 		return err
 	}
-	if len(in.Gateways) > 0 {
-		return control.NotBuilt("vvol switch --gateway")
+	for _, g := range in.Gateways {
+		if _, err := load[control.Gateway](ctx, m, control.KindGateway, g); err != nil {
+			return err
+		}
 	}
 	if _, _, err := control.SplitOwned("volume", in.Volume); err != nil {
 		return err
 	}
-	return m.editVvol(ctx, name, "switched", "now leads to "+in.Volume, func(c *change, v *control.Vvol) (bool, error) {
-		if v.Volume == in.Volume {
+	message := "now leads to " + in.Volume
+	if len(in.Gateways) > 0 {
+		message += " at gateway " + strings.Join(in.Gateways, ", ")
+	}
+	return m.editVvol(ctx, name, "switched", message, func(c *change, v *control.Vvol) (bool, error) {
+		before := v.Volumes()
+		if !v.Lead(in.Volume, in.Gateways...) {
 			return false, nil
 		}
 		vol, err := load[control.Volume](ctx, m, control.KindVolume, in.Volume)
@@ -204,20 +221,13 @@ func (m *Manager) vvolSwitch(ctx context.Context, name string, in control.Switch
 			return false, control.Errorf(control.KindRefused, "vvol %s has %d bytes, volume %s has %d: hosts have the size "+
 				"from the opening on, so both must be equal", name, v.Size, in.Volume, vol.V.Size)
 		}
-		old, err := load[control.Volume](ctx, m, control.KindVolume, v.Volume)
-		if err != nil {
-			return false, err
-		}
-		for _, g := range []string{old.V.Group, vol.V.Group} {
-			if g == "" {
-				continue
-			}
-			if err := m.quiet(ctx, g, "vvol "+name); err != nil {
+		for _, volume := range append(before, in.Volume) {
+			if err := m.quietVolume(ctx, volume, "vvol "+name); err != nil {
 				return false, err
 			}
 		}
 		c.hold(vol.Key, vol.Rev)
-		v.Volume, v.InFlight = in.Volume, policy
+		v.InFlight = policy
 		return true, nil
 	})
 }
@@ -237,11 +247,14 @@ func (m *Manager) deleteVvol(ctx context.Context, name string) (uint64, error) {
 		return 0, err
 	}
 	c := m.change().del(v.Key, v.Rev)
-	vol, exists, err := find[control.Volume](ctx, m, control.KindVolume, v.V.Volume)
-	if err != nil {
-		return 0, err
-	}
-	if exists && vol.V.Group != "" {
+	for _, volume := range v.V.Volumes() {
+		vol, exists, err := find[control.Volume](ctx, m, control.KindVolume, volume)
+		if err != nil {
+			return 0, err
+		}
+		if !exists || vol.V.Group == "" {
+			continue
+		}
 		g, err := load[control.Group](ctx, m, control.KindGroup, vol.V.Group)
 		if err != nil {
 			return 0, err

@@ -73,7 +73,10 @@ func (s *site) lookAtSecondary() verdict {
 }
 
 // trap takes the power of a node at the next time it comes to a step.
-func (s *site) trap(m moment) <-chan struct{} {
+func (s *site) trap(m moment) <-chan struct{} { return s.trapTo(m, func() { s.crash(m.node) }) }
+
+// trapTo does something at the next time that a node comes to a step.
+func (s *site) trapTo(m moment, do func()) <-chan struct{} {
 	took := make(chan struct{})
 	mc := s.node[m.node]
 	mc.mu.Lock()
@@ -84,7 +87,7 @@ func (s *site) trap(m moment) <-chan struct{} {
 			return
 		}
 		done = true
-		s.crash(m.node)
+		do()
 		close(took)
 	}
 	return took

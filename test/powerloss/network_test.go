@@ -1,6 +1,8 @@
 package powerloss
 
 import (
+	"context"
+	"errors"
 	"net"
 	"regexp"
 	"sync"
@@ -12,10 +14,12 @@ import (
 // Who connects is read off the hello that opens every connection.
 type network struct {
 	mu    sync.Mutex
+	heard sync.Cond // on mu: somebody is heard again, or a link has ended
 	ports map[string]*port
 	conns map[*link]bool
 	off   map[string]bool    // nodes without power
 	cut   map[[2]string]bool // from, to; "*": anybody
+	mute  map[[2]string]bool // from, to: what one says does not reach the other, neither bytes nor the end of a connection
 	work  sync.WaitGroup
 }
 
@@ -30,12 +34,16 @@ type port struct {
 type link struct {
 	from, to string
 	a, b     net.Conn
+	dead     bool // under mu
 }
 
 var helloName = regexp.MustCompile(`"name":"([^"]*)"`)
 
 func newNetwork() *network {
-	return &network{ports: map[string]*port{}, conns: map[*link]bool{}, off: map[string]bool{}, cut: map[[2]string]bool{}}
+	n := &network{ports: map[string]*port{}, conns: map[*link]bool{}, off: map[string]bool{}, cut: map[[2]string]bool{},
+		mute: map[[2]string]bool{}}
+	n.heard.L = &n.mu
+	return n
 }
 
 // open makes the port of a node.
@@ -88,32 +96,57 @@ func (n *network) carry(p *port, a net.Conn) {
 		return
 	}
 	defer n.leave(k)
+	if !n.reaches(k, k.from, k.to) {
+		return
+	}
 	count, _ := p.bytes.LoadOrStore(k.from, &atomic.Int64{})
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
-		pump(k.a, k.b, make([]byte, 32<<10), nil)
-		k.a.Close()
-		k.b.Close()
+		n.pump(k, k.to, k.from, k.a, k.b, make([]byte, 32<<10), nil)
+		n.end(k)
 	}()
 	if _, err := k.b.Write(buf[:first]); err == nil {
 		count.(*atomic.Int64).Add(int64(first))
-		pump(k.b, k.a, buf, count.(*atomic.Int64))
+		n.pump(k, k.from, k.to, k.b, k.a, buf, count.(*atomic.Int64))
 	}
-	k.a.Close()
-	k.b.Close()
+	n.end(k)
 	<-back
 }
 
-func pump(to, from net.Conn, buf []byte, count *atomic.Int64) {
+// end closes both ends of a link.
+func (n *network) end(k *link) {
+	n.mu.Lock()
+	k.dead = true
+	n.heard.Broadcast()
+	n.mu.Unlock()
+	k.a.Close()
+	k.b.Close()
+}
+
+// reaches waits until what one end says reaches the other; false: the link has ended meanwhile.
+func (n *network) reaches(k *link, from, to string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for n.mute[[2]string{from, to}] && !k.dead {
+		n.heard.Wait()
+	}
+	return !k.dead
+}
+
+func (n *network) pump(k *link, sender, hearer string, to, from net.Conn, buf []byte, count *atomic.Int64) {
 	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
+		got, err := from.Read(buf)
+		if !n.reaches(k, sender, hearer) {
+			return
+		}
+		if got > 0 {
+			if _, err := to.Write(buf[:got]); err != nil {
+				n.reaches(k, hearer, sender) // that it has closed is a word of its too
 				return
 			}
 			if count != nil {
-				count.Add(int64(n))
+				count.Add(int64(got))
 			}
 		}
 		if err != nil {
@@ -121,6 +154,36 @@ func pump(to, from net.Conn, buf []byte, count *atomic.Int64) {
 		}
 	}
 }
+
+// silence has what one says not reach the other, in either's connections, until it is lifted: then what was said arrives late.
+func (n *network) silence(from, to string, on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mute[[2]string{from, to}] = on
+	n.heard.Broadcast()
+}
+
+// says waits until a word of one reaches the other, which has no port here; an error if the way is cut.
+func (n *network) says(ctx context.Context, from, to string) error {
+	for {
+		n.mu.Lock()
+		cut, mute := n.cut[[2]string{from, to}], n.mute[[2]string{from, to}]
+		n.mu.Unlock()
+		if cut {
+			return errCut
+		}
+		if !mute {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+var errCut = errors.New("the link is cut")
 
 func (n *network) targetOf(p *port) string {
 	n.mu.Lock()
@@ -167,10 +230,12 @@ func (n *network) link(from, to string, up bool) {
 func (n *network) sever() {
 	for k := range n.conns {
 		if !n.passes(k) {
+			k.dead = true
 			k.a.Close()
 			k.b.Close()
 		}
 	}
+	n.heard.Broadcast()
 }
 
 // sent is how many bytes went from one process to a node.
@@ -190,9 +255,11 @@ func (n *network) close() {
 		p.l.Close()
 	}
 	for k := range n.conns {
+		k.dead = true
 		k.a.Close()
 		k.b.Close()
 	}
+	n.heard.Broadcast()
 	n.mu.Unlock()
 	n.work.Wait()
 }

@@ -237,16 +237,29 @@ func (c managerOf) SyncNode(ctx context.Context, r control.NodeReport) (control.
 	if !c.m.running() {
 		return control.NodeSyncReply{}, errNoPower
 	}
-	return c.Client.SyncNode(ctx, r)
+	if err := c.m.s.net.says(ctx, c.m.name, "manager"); err != nil {
+		return control.NodeSyncReply{}, err
+	}
+	reply, err := c.Client.SyncNode(ctx, r)
+	if cut := c.m.s.net.says(ctx, "manager", c.m.name); cut != nil {
+		return control.NodeSyncReply{}, cut
+	}
+	return reply, err
 }
 
 func (c managerOf) Decide(ctx context.Context, id string, r control.DecideRequest) (control.DecideReply, error) {
 	if !c.m.running() {
 		return control.DecideReply{}, errNoPower
 	}
+	if err := c.m.s.net.says(ctx, c.m.name, "manager"); err != nil {
+		return control.DecideReply{}, err
+	}
 	reply, err := c.Client.Decide(ctx, id, r)
 	if !c.m.running() {
 		return control.DecideReply{}, errNoPower
+	}
+	if cut := c.m.s.net.says(ctx, "manager", c.m.name); cut != nil {
+		return control.DecideReply{}, cut // it was decided, and the node does not hear of it
 	}
 	return reply, err
 }
