@@ -333,7 +333,7 @@ func (c *copyFirst) follow(ctx context.Context, run *copyRun) error {
 			}
 		}
 		durable, _ := run.image.Cursors()
-		run.rcv.Applied(durable)
+		run.rcv.Applied(min(durable, run.rcv.Status().Durable)) // the image's own flush may be ahead of what it knows of
 		if whole, _ := run.image.whole(); whole && c.done.CompareAndSwap(false, true) {
 			c.o.n.cfg.Point(control.StepCopy, "after")
 		}
