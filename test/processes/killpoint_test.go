@@ -100,8 +100,9 @@ type move struct {
 	g    *site.Made
 	load *site.Running
 	wan  func(hosts proof.Stats) // bounds what went over the WAN
-	// enter puts the group into the state in which it moves, leave out of it; nil: it is paired.
-	enter, leave func()
+	// enter puts the group into the state in which it moves, leave out of it; nil: it is paired. back ends what the move does not
+	// end with.
+	enter, back, leave func()
 
 	flags []string // of migrate start
 }
@@ -129,6 +130,9 @@ func (m *move) run(seed uint64) {
 	m.start()
 	if k.step != "deregister" && k.process != "" {
 		m.die()
+	}
+	if m.back != nil {
+		m.back()
 	}
 	first := m.settle()
 	if m.leave != nil {
