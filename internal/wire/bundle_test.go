@@ -418,3 +418,30 @@ func TestJoinedCountAsOne(t *testing.T) {
 		}
 	}
 }
+
+// A connection that is refused fails the whole with the reason, not with what the others end with.
+func TestBundleTellsWhyAConnectionWasRefused(t *testing.T) {
+	here, there := tcpPair(t)
+	defer there.Close()
+	main := NewConn(here)
+	defer main.Close()
+	_, err := DialBundle(t.Context(), main, Source, BundleSpec{Connections: 4, Session: "s"}, Hello{Role: "node", Name: "a"},
+		func(context.Context) (net.Conn, error) {
+			a, b := tcpPair(t)
+			c := NewConn(b)
+			t.Cleanup(func() { c.Close() })
+			go func() {
+				var j joining
+				h, err := c.readHello()
+				if err == nil && h.Decode(&j) == nil && j.Index == 3 {
+					time.Sleep(10 * time.Millisecond) // the others' ends come first
+					c.Refuse(&Error{Kind: KindRefused, Message: "by the test"})
+				}
+				c.Close()
+			}()
+			return a, nil
+		})
+	if KindOf(err) != KindRefused || !strings.Contains(err.Error(), "by the test") || !strings.Contains(err.Error(), "4 of 4") {
+		t.Fatal(err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Bundle makes a stream's bundle of an accepted connection; Expect has the others come.
@@ -41,21 +42,28 @@ func DialBundle(ctx context.Context, main *Conn, side Side, spec BundleSpec, hel
 	if b.single() {
 		return b, nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	errs := make([]error, len(b.conns))
 	var all sync.WaitGroup
 	for i := 1; i < len(b.conns); i++ {
 		all.Go(func() {
-			if b.conns[i], errs[i] = dialJoin(ctx, joining{Session: spec.Session, Index: i}, hello, dial); errs[i] != nil {
-				errs[i] = b.of(i, errs[i])
-				cancel() // the others need not go on
+			var err error
+			if b.conns[i], err = dialJoin(ctx, joining{Session: spec.Session, Index: i}, hello, dial); err != nil {
+				errs[i] = b.of(i, err)
+				if !refusedBy(err) { // the reason may be about to come on another
+					select {
+					case <-ctx.Done():
+					case <-time.After(refusalGrace):
+					}
+				}
+				cancel(errs[i]) // the others need not go on; what they end with is no cause
 			}
 		})
 	}
 	all.Wait()
 	for _, err := range errs {
-		if err != nil && !errors.Is(err, context.Canceled) {
+		if refusedBy(err) {
 			b.closeJoined()
 			return nil, err
 		}
@@ -69,6 +77,14 @@ func DialBundle(ctx context.Context, main *Conn, side Side, spec BundleSpec, hel
 		b.readers.Go(func() { b.read(i, b.conns[i]) })
 	}
 	return b, nil
+}
+
+// refusalGrace is how long a connection's plain end waits for another's to be refused: a peer that refuses one closes the rest.
+const refusalGrace = 100 * time.Millisecond
+
+func refusedBy(err error) bool {
+	var refusal *Error
+	return errors.As(err, &refusal)
 }
 
 func (b *Bundle) closeJoined() {
