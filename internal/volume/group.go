@@ -100,6 +100,9 @@ type Group struct {
 	mem  MemoryLog // the log, if it keeps its records in memory only; else nil
 	done *doneTable
 
+	// preview lies over the applied image for readers, and nobody else: see SetPreview.
+	preview atomic.Pointer[preview]
+
 	// mu is the commit mutex: who holds it numbers, appends and puts into the caches; roles change under it.
 	mu     sync.Mutex
 	role   atomic.Uint32

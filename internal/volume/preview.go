@@ -6,6 +6,20 @@ import (
 	"gantline/internal/record"
 )
 
+// preview is what lies over the volumes of a group; all of them change to it at once.
+type preview map[record.VolumeNumber]*cache
+
+// previewed is what lies over a volume; nil: nothing. m may be nil.
+func (m *member) previewed() *cache {
+	if m == nil {
+		return nil
+	}
+	if p := m.group.preview.Load(); p != nil {
+		return (*p)[m.number]
+	}
+	return nil
+}
+
 // SetPreview shows readers of a follower more than has been applied: records that are stored here and that its source,
 // which is gone, may have lost. Hosts have been answered for them in synchronous mode, so who reads the image must see
 // them; but should the source come back without them, they must be gone again. So they lie over the image in memory, reach
@@ -14,7 +28,7 @@ func (g *Group) SetPreview(recs []record.Record) error {
 	if g.Role() != RoleFollowing {
 		return fmt.Errorf("%w: group is %s", ErrRole, g.Role())
 	}
-	over := map[record.VolumeNumber]*cache{}
+	over := preview{}
 	for i := range recs {
 		s, ok := segmentOf(&recs[i])
 		m := g.member(recs[i].Volume)
@@ -29,25 +43,18 @@ func (g *Group) SetPreview(recs []record.Record) error {
 		}
 		over[m.number].insert(s)
 	}
-	for _, m := range g.each() {
-		m.preview.Store(over[m.number])
-	}
+	g.preview.Store(&over)
 	return nil
 }
 
 // DropPreview shows the applied image again.
 func (g *Group) DropPreview() {
-	for _, m := range g.each() {
-		m.preview.Store(nil)
-	}
+	g.preview.Store(nil)
 }
 
 // overlayPreview lays the preview, if there is one, over what has been read; m may be nil.
 func (m *member) overlayPreview(p []byte, off int64) {
-	if m == nil {
-		return
-	}
-	if top := m.preview.Load(); top != nil {
+	if top := m.previewed(); top != nil {
 		overlay(p, off, top.pin(nil, off, off+int64(len(p))))
 	}
 }

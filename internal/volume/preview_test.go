@@ -74,3 +74,41 @@ func TestPreviewIsSeenAndNotKept(t *testing.T) {
 		t.Fatal("the device has more than was applied")
 	}
 }
+
+// A reader who has seen the preview on one volume sees it on every other: it is shown on all at once.
+func TestPreviewIsShownOnAllVolumesAtOnce(t *testing.T) {
+	const volumes = 12
+	_, seed := seeded(t)
+	s := newSite(t, seed, volumes, testSize, 4<<20)
+	s.follow = true
+	s.open()
+	var recs []record.Record
+	for n := range volumes {
+		r := record.Record{Seq: record.Seq(n + 1), Epoch: 1, Incarnation: 1, Op: record.OpWrite, Volume: record.VolumeNumber(n + 1), Length: 4096,
+			Data: stamp(1, 4096)}
+		r.CRC = record.Checksum(r.Data)
+		recs = append(recs, r)
+	}
+	shown := func(vol int) bool { return bytes.Equal(read(t, s.vols[vol], 0, 4096), recs[0].Data) }
+	for range 1000 {
+		done := make(chan bool)
+		go func() {
+			for first := range volumes / 2 {
+				for !shown(first) {
+				}
+				if !shown(volumes - 1 - first) {
+					done <- false
+					return
+				}
+			}
+			done <- true
+		}()
+		if err := s.g.SetPreview(recs); err != nil {
+			t.Fatal(err)
+		}
+		if !<-done {
+			t.Fatal("shown on one volume, and not on a later one")
+		}
+		s.g.DropPreview()
+	}
+}

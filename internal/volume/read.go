@@ -58,6 +58,14 @@ func (v *Volume) readShown(ctx context.Context, m *member, p []byte, off int64) 
 	return nil
 }
 
+// ReadApplied reads the image of a follower as it is applied, whatever readers are shown besides.
+func (v *Volume) ReadApplied(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || off > v.Size()-int64(len(p)) {
+		return block.ErrRange
+	}
+	return v.readImage(ctx, v.member.Load(), p, off)
+}
+
 // readImage fills p from the image itself, waiting for the disk and for absent regions.
 func (v *Volume) readImage(ctx context.Context, m *member, p []byte, off int64) error {
 	end := off + int64(len(p))
@@ -163,10 +171,8 @@ func (v *Volume) extents(m *member, off, n int64) ([]block.Extent, error) {
 		ext = overlayExtents(ext, p.absentExtents(off, off+n))
 	}
 	ext = overlayExtents(ext, extentsOf(pins))
-	if m != nil {
-		if top := m.preview.Load(); top != nil {
-			ext = overlayExtents(ext, extentsOf(top.pin(nil, off, off+n)))
-		}
+	if top := m.previewed(); top != nil {
+		ext = overlayExtents(ext, extentsOf(top.pin(nil, off, off+n)))
 	}
 	return ext, nil
 }

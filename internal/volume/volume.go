@@ -48,8 +48,6 @@ type member struct {
 	group  *Group
 	number record.VolumeNumber
 	cache  *cache
-	// preview lies over the applied image for readers, and nobody else: see Group.SetPreview.
-	preview atomic.Pointer[cache]
 
 	unflushed atomic.Bool // device writes since the last device flush
 	long      longRuns    // the long ones among them
