@@ -94,8 +94,9 @@ type Node struct {
 	exports  *exports
 
 	// config serialises changes of configuration: one volume, journal, group or move at a time.
-	config  sync.Mutex
-	growing map[string]*part // journals that are being grown; under config
+	config   sync.Mutex
+	growing  map[string]*part // journals that are being grown; under config
+	clearing map[string]bool  // volumes whose raw devices are being cleared ahead; under config
 
 	mu      sync.Mutex
 	volumes map[string]*nodeVolume

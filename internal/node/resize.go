@@ -27,9 +27,13 @@ import (
 //
 // A log that is full of what the secondary lacks is waited for a while, with the configuration free.
 func (n *Node) resizeVolume(ctx context.Context, in control.VolumeResize) (control.VolumeStatus, error) {
+	ahead, err := n.clearAhead(in)
+	if err != nil {
+		return control.VolumeStatus{}, fmt.Errorf("volume %s/%s: growing to %d bytes: %w", n.cfg.Name, in.Name, in.Size, err)
+	}
 	end := time.Now().Add(resizePatience)
 	for {
-		st, err := n.tryResize(in)
+		st, err := n.tryResize(in, ahead)
 		if !errors.Is(err, volume.ErrHeldBack) || time.Now().After(end) {
 			return st, err
 		}
@@ -47,9 +51,42 @@ const (
 	tellSizesAgain = time.Second
 )
 
-func (n *Node) tryResize(in control.VolumeResize) (control.VolumeStatus, error) {
+// cleared is a range of a device that has been made zeros, from one byte to another.
+type cleared struct{ from, to int64 }
+
+// clearAhead makes zeros of what a raw device has behind the end of a volume that is about to grow into it. That may take long, so the
+// configuration is free meanwhile: nobody uses what is cleared, and the volume is neither deleted nor grown by anybody else.
+func (n *Node) clearAhead(in control.VolumeResize) (cleared, error) {
+	check := in
+	check.Check = true
+	n.config.Lock()
+	rec, v := n.state.view().Volumes[in.Name], n.volume(in.Name)
+	_, err := n.tryResizeLocked(check, cleared{})
+	if err != nil || in.Check || !isRaw(v.dev) || rec.Size >= in.Size { // refused: tryResize says so
+		n.config.Unlock()
+		return cleared{}, nil
+	}
+	if n.clearing == nil {
+		n.clearing = map[string]bool{}
+	}
+	n.clearing[in.Name] = true
+	n.config.Unlock()
+	if err = v.dev.Trim(rec.Size, in.Size-rec.Size); err == nil {
+		err = v.dev.Flush()
+	}
 	n.config.Lock()
 	defer n.config.Unlock()
+	delete(n.clearing, in.Name)
+	return cleared{rec.Size, in.Size}, err
+}
+
+func (n *Node) tryResize(in control.VolumeResize, ahead cleared) (control.VolumeStatus, error) {
+	n.config.Lock()
+	defer n.config.Unlock()
+	return n.tryResizeLocked(in, ahead)
+}
+
+func (n *Node) tryResizeLocked(in control.VolumeResize, ahead cleared) (control.VolumeStatus, error) {
 	full := n.cfg.Name + "/" + in.Name
 	d := n.state.view()
 	rec, v := d.Volumes[in.Name], n.volume(in.Name)
@@ -62,6 +99,8 @@ func (n *Node) tryResize(in control.VolumeResize) (control.VolumeStatus, error) 
 	case v == nil:
 		return control.VolumeStatus{}, refused("volume %s could not be opened: %v; mend or replace %s and restart the node", full,
 			n.brokenCause(in.Name), rec.Device)
+	case n.clearing[in.Name]:
+		return control.VolumeStatus{}, refused("volume %s is being grown: repeat the command when that has ended", full)
 	case in.Size < minVolume || in.Size > maxVolume || in.Size%512 != 0:
 		return control.VolumeStatus{}, invalid("volume %s: size %d bytes must be a multiple of 512 from %d to %d", full, in.Size,
 			minVolume, int64(maxVolume))
@@ -82,7 +121,7 @@ func (n *Node) tryResize(in control.VolumeResize) (control.VolumeStatus, error) 
 		}
 		return n.volumeStatus(in.Name)
 	}
-	if err := n.growVolume(rec, v, in); err != nil {
+	if err := n.growVolume(rec, v, in, ahead); err != nil {
 		return control.VolumeStatus{}, fmt.Errorf("volume %s: growing to %d bytes: %w", full, in.Size, err)
 	}
 	if err := n.showSize(v, number, in); err != nil {
@@ -167,8 +206,8 @@ func fitsRecord(dev block.Device, rec *volumeRecord) bool {
 	return dev.Size() == rec.Size || dev.Size() > rec.Size && (dev.Size() <= rec.Growing || isRaw(dev))
 }
 
-// growVolume makes the device larger, with zeros behind the old end, and then the record.
-func (n *Node) growVolume(rec *volumeRecord, v *nodeVolume, in control.VolumeResize) error {
+// growVolume makes the device larger, with zeros behind the old end, and then the record. What is in ahead has them already.
+func (n *Node) growVolume(rec *volumeRecord, v *nodeVolume, in control.VolumeResize, ahead cleared) error {
 	if rec.Size == in.Size {
 		return nil
 	}
@@ -191,8 +230,10 @@ func (n *Node) growVolume(rec *volumeRecord, v *nodeVolume, in control.VolumeRes
 		return err
 	}
 	// A file that grows has a hole there. What a raw device has there is anybody's, and it must be the same on both sides.
-	if err := v.dev.Trim(rec.Size, in.Size-rec.Size); err != nil {
-		return err
+	if ahead != (cleared{rec.Size, in.Size}) {
+		if err := v.dev.Trim(rec.Size, in.Size-rec.Size); err != nil {
+			return err
+		}
 	}
 	if err := v.dev.Flush(); err != nil {
 		return err

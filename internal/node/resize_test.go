@@ -93,7 +93,7 @@ func TestResizeThatFails(t *testing.T) {
 			whole := v.dev
 			v.dev = failing{whole.(block.Grower), c.fails}
 			in := control.VolumeResize{Name: "v1", Size: larger, Role: control.RolePrimary}
-			if err := n.growVolume(n.state.view().Volumes["v1"], v, in); !errors.Is(err, c.fails) {
+			if err := n.growVolume(n.state.view().Volumes["v1"], v, in, cleared{}); !errors.Is(err, c.fails) {
 				t.Fatal(err)
 			}
 			v.dev = whole
@@ -146,3 +146,40 @@ type failing struct {
 }
 
 func (f failing) Grow(int64) error { return f.err }
+
+// slowRaw is a raw device whose clearing takes until it is let go.
+type slowRaw struct {
+	block.Grower
+	begun, goOn chan struct{}
+}
+
+func (s *slowRaw) Raw() bool { return true }
+func (s *slowRaw) Trim(off, n int64) error {
+	close(s.begun) // once: a second clearing would be a fault
+	<-s.goOn
+	return s.Grower.Trim(off, n)
+}
+
+// A raw device that is cleared for a long time holds up no other change of the node; its volume is neither deleted nor grown twice.
+func TestRawGrowsBesideOtherChanges(t *testing.T) {
+	r := newRig(t, "a")
+	r.call("a", control.CallVolumeCreate, control.VolumeCreate{Name: "v1", Size: 1 << 20}, nil)
+	v := r.nodes["a"].node.volume("v1")
+	slow := &slowRaw{v.dev.(block.Grower), make(chan struct{}), make(chan struct{})}
+	v.dev = slow
+	in := control.VolumeResize{Name: "v1", Size: 2 << 20, Role: control.RoleLone}
+	ended := make(chan error, 1)
+	go func() { ended <- r.try("a", control.CallVolumeResize, in, nil) }()
+	<-slow.begun
+	r.call("a", control.CallVolumeCreate, control.VolumeCreate{Name: "v2", Size: 1 << 20}, nil)
+	if err := r.try("a", control.CallVolumeResize, in, nil); err == nil {
+		t.Error("grown twice")
+	}
+	if err := r.try("a", control.CallVolumeDelete, control.NameOnly{Name: "v1"}, nil); err == nil {
+		t.Error("deleted while it grows")
+	}
+	close(slow.goOn)
+	if err := <-ended; err != nil || v.vol.Size() != 2<<20 {
+		t.Errorf("%d bytes, %v", v.vol.Size(), err)
+	}
+}

@@ -178,6 +178,9 @@ func (n *Node) deleteVolume(ctx context.Context, name string) error {
 	if user := d.userOf(name); user != "" {
 		return refused("volume %s/%s is in use by %s", n.cfg.Name, name, user)
 	}
+	if n.clearing[name] {
+		return refused("volume %s/%s is being grown: repeat the command when that has ended", n.cfg.Name, name)
+	}
 	v := n.volume(name)
 	if v == nil {
 		return refused("volume %s/%s could not be opened: %v; mend or replace %s and restart the node", n.cfg.Name, name, n.brokenCause(name), rec.Device)
