@@ -14,10 +14,15 @@ import (
 func (a *app) nodeCmd() *cobra.Command {
 	var forget bool
 	remove := a.verb("remove N", "Remove a node that is down", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if forget {
+			if err := a.confirm("node", args[0]); err != nil {
+				return err
+			}
+		}
 		_, _, err := a.change(ctx, http.MethodDelete, path(nodeTable.kind, args[0])+fmt.Sprintf("?forget=%t", forget), nil)
 		return err
 	})
-	remove.Flags().BoolVar(&forget, "forget", false, "forget its volumes, journals and data directory too")
+	remove.Flags().BoolVar(&forget, "forget", false, "it is gone for good: forget its volumes, journals, part in groups and data directory too")
 	return noun("node", "Storage nodes", a.listCmd(nodeTable), a.showCmd(nodeTable, "N"), remove,
 		a.later("add-cluster", "node add-cluster"), a.later("remove-cluster", "node remove-cluster"), a.nodeDrain())
 }

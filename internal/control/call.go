@@ -42,6 +42,10 @@ const (
 	CallMigrateMarks  = "migrate.marks"  // CopyMarks → CopyMarked ; target to source: what has to be fetched again
 	CallMigrateTaken  = "migrate.taken"  // CopyTaken → {} ; target to source: that has been noted
 	CallMigrateTip    = "migrate.tip"    // CopyAsk → CopyTip ; target to source: how far its log is
+	// CallMigrateAbandon tells source and target of a decided move that the secondary was forgotten: MigrationID → {}.
+	CallMigrateAbandon = "migrate.abandon"
+
+	CallMigrateRefill = "migrate.refill" // MigrationRefill → MigrationRefilled ; target to secondary, while the source is away
 	CallMigrateSource = "migrate.source" // MigrationID → MigrationStatus ; target to secondary: tells it, learns its cursors
 	CallMigrateSingle = "migrate.single" // MigrationSingle → {} ; target to secondary
 
@@ -84,6 +88,27 @@ type MigrationID struct {
 type MigrationCancel struct {
 	ID    string `json:"id"`
 	Epoch uint64 `json:"epoch"`
+}
+
+// MigrationEnd is a MigrationCancel at whatever stage the move is; By, if not nil, says that the group's secondary has been promoted
+// meanwhile, which ends a move for good.
+type MigrationEnd struct {
+	MigrationCancel
+	By *Reign `json:"by,omitempty"`
+}
+
+// MigrationRefill asks a secondary for bytes of a volume as they are applied there, once all up to Cut is.
+type MigrationRefill struct {
+	ID     string `json:"id"`
+	Number uint16 `json:"number"`
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Cut    uint64 `json:"cut"`
+}
+
+// MigrationRefilled is the answer.
+type MigrationRefilled struct {
+	Data []byte `json:"data"`
 }
 
 // MigrationSet changes a move under way: Limit of its background copy, bytes a second; 0: none.
@@ -429,6 +454,9 @@ type MigrationStatus struct {
 	Serving uint64 `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
 	Total   int64  `json:"regions_total"`
 	Present int64  `json:"regions_present"`
+	// Abandoned, at the target: it has been told that the secondary was given up.
+	Abandoned bool     `json:"abandoned,omitempty"`
+	AtRisk    []string `json:"at_risk"` // target: what only a source that is away has
 	// Bytes fetched from the source.
 	Background   int64  `json:"bytes_background"`
 	OnDemand     int64  `json:"bytes_on_demand"`

@@ -19,6 +19,7 @@ const (
 	KindLink      = "links"      // key FROM:TO
 	KindMigration = "migrations" // key ID = GROUP-N
 	KindOperation = "operations"
+	KindForgotten = "forgotten" // key: a node's installation
 	KindEvent     = "events"
 )
 
@@ -176,6 +177,8 @@ type Migration struct {
 	LimitTold int64     `json:"limit_told,omitempty"` // the limit that the target has been told
 	// Untold: the secondary could not be reached, from the source either, when the move began. It is told of it when it is back.
 	Untold bool `json:"untold,omitempty"`
+	// Promoted ended the move: the group's secondary serves.
+	Promoted *Reign `json:"promoted,omitempty"`
 }
 
 // How hosts are led to the target of a move.

@@ -121,14 +121,38 @@ func (m *Manager) undoGroup(ctx context.Context, g *control.Group, cause error) 
 	return control.Errorf(control.KindOf(cause), "group %s: %v; nothing was changed", g.Name, cause)
 }
 
+// holders are the nodes that have a group: also both sides of a move that a promotion has ended.
+func holders(g *control.Group, migrations []got[control.Migration]) []string {
+	nodes := []string{g.Primary, g.Secondary}
+	for _, mg := range migrations {
+		if mg.V.Group != g.Name || mg.V.Promoted == nil {
+			continue
+		}
+		for _, node := range []string{mg.V.Source, mg.V.Target} {
+			if !slices.Contains(nodes, node) {
+				nodes = append(nodes, node)
+			}
+		}
+	}
+	return nodes
+}
+
 // dropGroup is the whole of group delete: nodes, then store, then the journals that came with it.
 func (m *Manager) dropGroup(ctx context.Context, name string) error {
 	g, err := load[control.Group](ctx, m, control.KindGroup, name)
 	if err != nil {
 		return err
 	}
-	for _, node := range []string{g.V.Primary, g.V.Secondary} {
+	migrations, err := loadAll[control.Migration](ctx, m, control.KindMigration)
+	if err != nil {
+		return err
+	}
+	for _, node := range holders(&g.V, migrations) {
 		err := m.do(ctx, node, control.CallGroupDelete, name, control.NameOnly{Name: name}, nil, callTimeout)
+		if err != nil && unreachable(err) {
+			return control.Errorf(control.KindOf(err), "group %s is not deleted: %v; if %s is gone for good, `gantline node remove %s --forget`, "+
+				"then repeat the command", name, err, node, node)
+		}
 		if err != nil && control.KindOf(err) != control.KindNotFound {
 			return err
 		}
@@ -158,10 +182,6 @@ func (m *Manager) dropGroup(ctx context.Context, name string) error {
 		}
 		j.V.Group = ""
 		c.put(j.Key, j.Rev, j.V)
-	}
-	migrations, err := loadAll[control.Migration](ctx, m, control.KindMigration)
-	if err != nil {
-		return err
 	}
 	if err := m.rememberEpochs(ctx, c, &g.V, migrations); err != nil {
 		return err

@@ -169,6 +169,9 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	if err != nil {
 		return err
 	}
+	if gone, err := m.forgottenSecondary(ctx, mg); gone || err != nil {
+		return err
+	}
 	var ns control.NodeStatus
 	if err := m.nodes.call(ctx, g.V.Secondary, control.CallNodeStatus, struct{}{}, &ns, callTimeout); err != nil {
 		return err
@@ -179,6 +182,30 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	}
 	if s.Durable < *st.Cut && !st.Marked {
 		return refuse("secondary %s has sequence %d durable, the cut is %d; wait until it has caught up", g.V.Secondary, s.Durable, *st.Cut)
+	}
+	return nil
+}
+
+// forgottenSecondary says whether the secondary of a move's group was forgotten by command, as gone for good.
+func (m *Manager) forgottenSecondary(ctx context.Context, mg *control.Migration) (bool, error) {
+	g, err := load[control.Group](ctx, m, control.KindGroup, mg.Group)
+	if err != nil {
+		return false, err
+	}
+	_, exists, err := find[control.Node](ctx, m, control.KindNode, g.V.Secondary)
+	return !exists, err
+}
+
+// abandonSecondary has a decided move go on without a secondary that was forgotten: nobody waits for what it lacks.
+func (m *Manager) abandonSecondary(ctx context.Context, mg *control.Migration) error {
+	if gone, err := m.forgottenSecondary(ctx, mg); !gone || err != nil || mg.Decided != control.DecidedTarget {
+		return err
+	}
+	for _, node := range []string{mg.Target, mg.Source} {
+		err := m.nodes.call(ctx, node, control.CallMigrateAbandon, control.MigrationID{ID: mg.ID}, nil, liveTimeout)
+		if err != nil && control.KindOf(err) != control.KindNotFound {
+			m.log.Info("the loss of the secondary is not told yet", "migration", mg.ID, "node", node, "error", err)
+		}
 	}
 	return nil
 }
@@ -202,6 +229,9 @@ func (m *Manager) targetHasIt(ctx context.Context, mg *control.Migration, refuse
 func (m *Manager) deregisterMove(ctx context.Context, mg *control.Migration) error {
 	g, err := load[control.Group](ctx, m, control.KindGroup, mg.Group)
 	if err != nil {
+		return err
+	}
+	if err := m.abandonSecondary(ctx, mg); err != nil {
 		return err
 	}
 	sent := m.sourceSent(ctx, mg)
@@ -229,14 +259,25 @@ func (m *Manager) deregisterMove(ctx context.Context, mg *control.Migration) err
 		return err
 	}
 	m.point(control.StepDeregister, "after")
-	g, err = load[control.Group](ctx, m, control.KindGroup, mg.Group)
-	if err == nil {
-		_, err = m.pushGroup(ctx, &g.V)
-	}
-	if err != nil {
+	if err := m.tellGroup(ctx, mg.Group); err != nil {
 		m.log.Info("group will be told to its nodes later", "group", mg.Group, "error", err)
 	}
 	return nil
+}
+
+// tellGroup tells a group's nodes what the store says. No command changes it, or deletes it, in between: a node that is told late of
+// a group would make it again.
+func (m *Manager) tellGroup(ctx context.Context, name string) error {
+	unlock, err := m.locks.lock(ctx, "group/"+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	g, err := load[control.Group](ctx, m, control.KindGroup, name)
+	if err == nil {
+		_, err = m.pushGroup(ctx, &g.V)
+	}
+	return err
 }
 
 // retireSource frees the source's volumes and journal and keeps the count of what the source has sent, in c.

@@ -313,6 +313,11 @@ func (r *moveRunner) watch(ctx context.Context, mg *control.Migration) error {
 			return err
 		}
 	}
+	if st.Phase == control.PhaseMigrating && !st.Abandoned {
+		if err := r.m.abandonSecondary(ctx, mg); err != nil {
+			return err
+		}
+	}
 	probe := cloneMove(mg)
 	if mergeStatus(probe, st) {
 		if err := r.m.mergeMove(ctx, mg.ID, st); err != nil {

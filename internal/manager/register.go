@@ -61,6 +61,9 @@ func foreign(kind, name string, up bool) string {
 }
 
 func (m *Manager) registerNode(ctx context.Context, n control.Node) (refused string, err error) {
+	if f, given, err := find[forgotten](ctx, m, control.KindForgotten, n.Install); err != nil || given {
+		return "node " + n.Name + ": " + f.V.String(), err
+	}
 	old, exists, err := find[control.Node](ctx, m, control.KindNode, n.Name)
 	if err != nil {
 		return "", err

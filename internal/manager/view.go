@@ -371,6 +371,7 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 		if st := migrationOf(l.node(mg.Target), mg.ID); st != nil {
 			mergeStatus(&rec, st)
 			v.BlockedOn = &st.BlockedOn
+			v.AtRisk = append(v.AtRisk, st.AtRisk...)
 			for vol, mode := range st.Modes {
 				v.Modes[vol] = ptr(mode)
 			}

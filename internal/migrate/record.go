@@ -69,6 +69,8 @@ type Record struct {
 	Returned bool `json:"returned"`
 	// Aborted, at the target: the refusal was by command.
 	Aborted bool `json:"aborted,omitempty"`
+	// Abandoned, at source and target: the secondary is gone for good. Nobody waits for what it lacks.
+	Abandoned bool `json:"abandoned,omitempty"`
 	// Copying, at the target: the copy of a copy-first move has been begun.
 	Copying bool `json:"copying,omitempty"`
 	// WANBytes is, at the target, what the source had put on the link to the secondary when it was drained.

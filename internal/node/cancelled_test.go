@@ -131,3 +131,36 @@ func TestCancelOfATargetThatCannotOpen(t *testing.T) {
 		})
 	}
 }
+
+// A gateway that was cut off comes for a volume of the group that a cancelled move had made, after that was deleted, and after another of
+// its name was made: it is led to who serves, and gets nothing of the other one.
+func TestGivenUpVolumeLeadsOn(t *testing.T) {
+	r := newRig(t, "a", "b", "c")
+	g := r.group(1, 4<<20)
+	r.through(g)
+	r.call("b", control.CallMigrateCancel, control.MigrationCancel{ID: "g-1", Epoch: g.Epoch}, nil)
+	dial := func(group string) error {
+		c, err := wire.DialIO(t.Context(), r.nodes["b"].listen, wire.Hello{Role: "gateway", Name: "gw"},
+			wire.IOParams{Volume: "v1", Group: group, Session: 7, From: 1, Epoch: g.Epoch}, wire.IOClientHooks{})
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	led := func(what string) {
+		t.Helper()
+		if to := wire.AsMoved(dial("g")); to == nil || to.Node != "a" || to.Volume != "v1" || to.Address != r.nodes["a"].listen {
+			t.Errorf("%s: led to %+v", what, to)
+		}
+	}
+	led("closed")
+	r.call("b", control.CallVolumeDelete, control.NameOnly{Name: "v1"}, nil)
+	led("deleted")
+	r.stop("b")
+	r.start("b")
+	r.call("b", control.CallVolumeCreate, control.VolumeCreate{Name: "v1", Size: 4 << 20}, nil)
+	led("made again")
+	if err := dial(""); err != nil {
+		t.Errorf("the other one is not served: %v", err)
+	}
+}

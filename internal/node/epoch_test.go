@@ -109,7 +109,9 @@ func TestCancelLooksAgainUnderItsLock(t *testing.T) {
 	r.through(g)
 	n.config.Lock() // another change of configuration is under way
 	ended := make(chan error, 1)
-	go func() { ended <- n.moveCancel(t.Context(), control.MigrationCancel{ID: "g-1"}) }()
+	go func() {
+		ended <- n.moveCancel(t.Context(), control.MigrationEnd{MigrationCancel: control.MigrationCancel{ID: "g-1"}})
+	}()
 	time.Sleep(200 * time.Millisecond)
 	r.call("b", control.CallMigrateRun, control.MigrationID{ID: "g-1"}, nil)
 	r.waitFor("filled", func() bool { return r.moveStatus("b").Phase == control.PhaseFilled })

@@ -551,7 +551,7 @@ func (n *Node) deleteGroup(ctx context.Context, name string) error {
 			return refused("group %s takes part in migration %s", name, id)
 		}
 	}
-	return n.dropGroup(ctx, name, nil, func(d *durable) { delete(d.Groups, name) })
+	return n.dropGroup(ctx, name, n.staysClosed(rec), func(d *durable) { delete(d.Groups, name) })
 }
 
 // learn keeps addresses of other nodes.

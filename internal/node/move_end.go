@@ -30,10 +30,13 @@ func (n *Node) moveAbort(_ context.Context, id string) error {
 
 // moveCancel forgets a move that has not been ordered, or that was refused: everything is as before it. One that is not known is
 // noted as well, because its registration may still be on its way.
-func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error {
+func (n *Node) moveCancel(ctx context.Context, end control.MigrationEnd) error {
 	n.config.Lock()
 	defer n.config.Unlock()
-	id := in.ID
+	if end.By != nil {
+		return n.endedByPromotion(ctx, end)
+	}
+	in, id := end.MigrationCancel, end.ID
 	m, rec, err := n.move(id)
 	if err != nil || in.Epoch != 0 && in.Epoch != rec.Spec.Group.Epoch { // the id is one of a group that was made again
 		if n.state.view().cancelled(in) {
@@ -43,7 +46,7 @@ func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error
 	}
 	switch rec.Role {
 	case control.RoleTarget:
-		return n.cancelTarget(ctx, m, rec, in)
+		return n.cancelTarget(ctx, m, rec, in, n.backToSource(rec))
 	case control.RoleSource:
 		m.seal.Lock()
 		defer m.seal.Unlock()
@@ -76,9 +79,10 @@ func (n *Node) moveCancel(ctx context.Context, in control.MigrationCancel) error
 }
 
 // cancelTarget first ends the machine by a stage of its own, which it cannot reach from beyond the order, then lets the
-// volumes go. Dead in between, the repeated call goes on. Hosts that are still here are sent to the source: what this
+// volumes go. Dead in between, the repeated call goes on. Hosts that are still here are sent to who serves: what this
 // node's volumes hold is nobody's.
-func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, in control.MigrationCancel) error {
+func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, in control.MigrationCancel,
+	moved map[string]*block.MovedError) error {
 	if t := m.target.Load(); t != nil {
 		err := t.Update(func(r *migrate.Record) {
 			switch r.Stage {
@@ -98,16 +102,6 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, i
 	if m.ops != nil {
 		m.ops.copy.Load().end() // it writes to the volumes by itself
 	}
-	epoch := rec.Spec.Group.Epoch
-	if rec.Returned {
-		epoch = rec.SourceEpoch()
-	}
-	moved := map[string]*block.MovedError{}
-	for _, mv := range rec.Spec.Volumes {
-		_, local := splitName(mv.Target)
-		node, remote := splitName(mv.Source)
-		moved[local] = &block.MovedError{Node: node, Address: n.addressOf(node), Volume: remote, Epoch: epoch}
-	}
 	// What is relayed ends while the move is known: if it does not, the call is repeated and goes on here.
 	if err := n.sendAway(ctx, moved); err != nil {
 		return refused("migration %s: the target still waits for answers of node %s: %v", m.id, rec.Spec.Source, err)
@@ -126,6 +120,21 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, i
 	n.forgetMove(m.id)
 	n.removePresentMaps(rec)
 	return nil
+}
+
+// backToSource says where hosts of a target that is cancelled go.
+func (n *Node) backToSource(rec *migrate.Record) map[string]*block.MovedError {
+	epoch := rec.Spec.Group.Epoch
+	if rec.Returned {
+		epoch = rec.SourceEpoch()
+	}
+	moved := map[string]*block.MovedError{}
+	for _, mv := range rec.Spec.Volumes {
+		_, local := splitName(mv.Target)
+		node, remote := splitName(mv.Source)
+		moved[local] = &block.MovedError{Node: node, Address: n.addressOf(node), Volume: remote, Epoch: epoch}
+	}
+	return moved
 }
 
 // cancelIdle ends the move of a target that could not open its group, and so runs no machine, by the same stage.
@@ -160,6 +169,29 @@ func (n *Node) sendAway(ctx context.Context, moved map[string]*block.MovedError)
 		}
 	}
 	return nil
+}
+
+// moveAbandon has a move go on without its secondary, which the operator has given up.
+func (n *Node) moveAbandon(_ context.Context, id string) error {
+	m, rec, err := n.move(id)
+	if err != nil || rec.Abandoned {
+		return err
+	}
+	if t := m.target.Load(); t != nil {
+		return t.Update(func(r *migrate.Record) { r.Abandoned = true })
+	}
+	return n.state.update(func(d *durable) error {
+		if r := d.Moves[id]; r != nil {
+			r.Abandoned = true
+		}
+		return nil
+	})
+}
+
+// abandoned says whether the move's secondary was given up.
+func (n *Node) abandoned(id string) bool {
+	rec := n.state.view().Moves[id]
+	return rec != nil && rec.Abandoned
 }
 
 func (n *Node) forgetMove(id string) {
@@ -246,6 +278,7 @@ func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*blo
 			if v := d.Volumes[volume]; v != nil {
 				v.Moved = to
 			}
+			d.give(name, volume, to)
 		}
 		change(d)
 		return nil

@@ -153,7 +153,7 @@ func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
 	if !g.sealed() {
 		return refused("migration %s: the source is not sealed", rec.Spec.ID)
 	}
-	if !g.drained() {
+	if !g.drained() && !rec.Abandoned {
 		return refused("migration %s: the secondary does not have everything up to the cut yet", rec.Spec.ID)
 	}
 	moved := map[string]*block.MovedError{}

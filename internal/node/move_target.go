@@ -41,6 +41,7 @@ type targetDisk struct {
 	mv      control.MovedVolume
 	vol     *nodeVolume
 	peer    *peerVolume // the source's volume: relay before the decision, fetches after it
+	fetch   *refiller   // fetches of either, from the source or from the secondary
 	present *block.Bitmap
 	mapDev  block.Device
 }
@@ -67,7 +68,7 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 		if rec.Spec.CopyFirst() {
 			continue // all is present before anybody asks
 		}
-		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.peer, Parallel: 8, Limit: m.ops.limiter})
+		err = d.vol.vol.SetPresence(volume.Presence{Map: d.present, Region: regionSize, Fetch: d.fetch, Parallel: 8, Limit: m.ops.limiter})
 		if err != nil {
 			return fmt.Errorf("migration %s: volume %s: %w", m.id, mv.Target, err)
 		}
@@ -100,6 +101,7 @@ func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targ
 	}
 	self := wire.Hello{Role: "node", Name: o.n.cfg.Name, Instance: o.n.instance}
 	d.peer = newPeerVolume(ctx, self, remote, mv.Size, func() string { return o.n.addressOf(o.spec.Source) }, o.n.log)
+	d.fetch = &refiller{o: o, mv: mv, from: d.peer}
 	d.vol.vol.SetRelay(d.peer)
 	if d.vol.epoch.Load() == 0 {
 		d.vol.epoch.Store(o.spec.Group.Epoch) // what it relays is served in
@@ -149,7 +151,7 @@ func (o *targetOps) Save(r *migrate.Record) error {
 	}
 	return o.n.state.update(func(d *durable) error {
 		g := d.Groups[r.Spec.Group.Name]
-		if g == nil {
+		if g == nil || g.Role == control.RoleSuperseded {
 			return refused("migration %s was cancelled meanwhile", r.Spec.ID)
 		}
 		d.Moves[r.Spec.ID] = r
@@ -362,13 +364,13 @@ func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
 	if c := &rec.Handover.Copy; c.Suspended {
 		return true, c.WANBytes, nil // the source has nothing that the secondary is to get
 	}
+	if rec.Abandoned {
+		return true, rec.Handover.Copy.WANBytes, nil
+	}
 	var st control.MigrationStatus
 	err := o.n.call(ctx, o.spec.Source, control.CallMigrateStatus, control.MigrationID{ID: o.spec.ID}, &st)
-	if err != nil && o.spec.CopyFirst() {
-		return o.drainedThere(ctx, err)
-	}
 	if err != nil {
-		return false, 0, err
+		return o.drainedThere(ctx, err)
 	}
 	if st.Drained && rec.Handover.Copy.Marked {
 		if err := o.settleChanged(ctx); err != nil {
@@ -378,7 +380,7 @@ func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
 	return st.Drained, st.WANBytesSent, nil
 }
 
-// drainedThere asks the secondary: with copy-first nothing but its rest is needed of the source, and that may be there already.
+// drainedThere asks the secondary: its rest, which is what is needed of the source for it, may be there already.
 func (o *targetOps) drainedThere(ctx context.Context, away error) (bool, int64, error) {
 	rec := o.n.state.view().Moves[o.spec.ID]
 	var st control.MigrationStatus
@@ -400,6 +402,9 @@ func (o *targetOps) drainedThere(ctx context.Context, away error) (bool, int64, 
 
 // Single first has the secondary heard of: it must know this node as a source before it forgets the other.
 func (o *targetOps) Single(ctx context.Context) error {
+	if o.n.abandoned(o.spec.ID) {
+		return nil
+	}
 	var st control.MigrationStatus
 	if err := o.n.call(ctx, o.spec.Secondary, control.CallMigrateSource, control.MigrationID{ID: o.spec.ID}, &st); err != nil {
 		return err

@@ -149,6 +149,7 @@ func (n *Node) ownMigration(name string) (control.MigrationView, bool) {
 		v.Regions = control.RegionsView{Total: &st.Total, Present: &st.Present}
 		v.Bytes = control.MovedBytesView{Background: &st.Background, OnDemand: &st.OnDemand, Twice: &st.TwiceBytes}
 	}
+	v.AtRisk = append(v.AtRisk, st.AtRisk...)
 	if v.Steps == nil {
 		v.Steps = []control.Step{}
 	}

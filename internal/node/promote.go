@@ -52,7 +52,7 @@ func (n *Node) promoteGroup(ctx context.Context, in control.GroupPromote) (contr
 		return control.PromoteStatus{}, fmt.Errorf("group %s: %w", in.Name, err)
 	}
 	if !in.Force {
-		p.refusals = append(p.refusals, p.needsForce())
+		p.refusals = append(p.refusals, append(p.needsMoves(), p.needsForce())...)
 	}
 	if in.DryRun {
 		return control.PromoteStatus{PromoteView: control.PromoteView{Group: in.Name, Epoch: p.epoch, Cut: uint64(p.cut)}, Plan: p.view()}, nil
@@ -146,7 +146,7 @@ func (g *group) finishPromotion(rec *groupRecord) error {
 	point := g.n.cfg.Point
 	row, _ := g.vg.Table().Current()
 	first := firstOf(g.vg.Table(), row.Epoch)
-	made := &control.Promotion{Epoch: row.Epoch, Cut: uint64(first - 1), From: rec.Spec.Group.Primary, At: time.Now().UTC()}
+	made := &control.Promotion{Epoch: row.Epoch, Cut: uint64(first - 1), From: g.ousted(rec), At: time.Now().UTC()}
 	// Before this side serves anybody: an old primary that is alive stops first.
 	made.LostWrites = g.tellOld(rec, made)
 	point(control.StepPromoteApply, "before")
@@ -160,9 +160,17 @@ func (g *group) finishPromotion(rec *groupRecord) error {
 	}
 	point(control.StepPromoteServe, "after")
 	point(control.StepPromoteRecord, "before")
-	err := g.n.state.update(func(d *durable) error { d.Groups[g.name].promoted(made); return nil })
+	moves := g.n.movesOf(g.name)
+	err := g.n.state.update(func(d *durable) error {
+		d.endMoves(g.name, made)
+		d.Groups[g.name].promoted(made)
+		return nil
+	})
 	if err != nil {
 		return err
+	}
+	for _, id := range moves {
+		g.n.forgetMove(id)
 	}
 	point(control.StepPromoteRecord, "after")
 	rec = g.n.state.view().Groups[g.name]

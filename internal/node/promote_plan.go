@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"gantline/internal/control"
-	"gantline/internal/migrate"
 	"gantline/internal/receiver"
 	"gantline/internal/record"
 	"gantline/internal/volume"
@@ -22,6 +21,7 @@ type promotion struct {
 	heard                  time.Time  // of the old primary; zero: not in this run
 	live, synchronous, unk bool       // connected now; mode sync; the cut lies before a record of an unknown volume
 	refusals               []string
+	moves                  []string // under way: they end with it
 }
 
 // planPromotion looks at what is here. The stream may still run: what it finds is exact once that has ended.
@@ -36,7 +36,7 @@ func (g *group) planPromotion(rec *groupRecord) (*promotion, error) {
 		return nil, refused("it is being opened here: repeat the command")
 	}
 	rs, as := rcv.Status(), app.Status()
-	p := &promotion{group: g.name, self: g.n.cfg.Name, from: rec.Spec.Group.Primary, stored: rs.Stored, applied: as.State.Applied,
+	p := &promotion{group: g.name, self: g.n.cfg.Name, from: g.ousted(rec), stored: rs.Stored, applied: as.State.Applied,
 		mark: rs.Mark, heard: rs.LastHeard, live: len(rs.Connected) > 0, synchronous: rec.Spec.Group.Mode == control.ModeSync}
 	p.epoch = g.nextEpoch(rec, &rs)
 	if err := errors.Join(vg.Err(), as.Err, jnl.Err()); err != nil {
@@ -46,12 +46,7 @@ func (g *group) planPromotion(rec *groupRecord) (*promotion, error) {
 	if len(rec.Members) == 0 {
 		p.refuse("it has no pair, so there is nothing to be served")
 	}
-	for id, m := range g.n.state.view().Moves {
-		if m.Spec.Group.Name == g.name && m.Stage != migrate.Deregistered {
-			p.refuse("it takes part in migration %s: end that first (`gantline migrate abort %s` until it is decided, `gantline migrate "+
-				"commit %s` once it is filled)", id, id, id)
-		}
-	}
+	p.moves = g.n.movesOf(g.name)
 	inside := vg.Announced() > p.applied || !as.State.Consistent // before the next line: what is announced then is in it
 	at, consistent := app.LastConsistent()
 	if !consistent {

@@ -176,6 +176,7 @@ func (n *Node) recordSuperseded(name string, r control.Reign) error {
 		if err := superseding(rec, r); err != nil || rec.Role == control.RoleSuperseded {
 			return err
 		}
+		d.forgetMoves(name)
 		rec.Role, rec.Superseded = control.RoleSuperseded, &r
 		rec.Resume, rec.AtOnce, rec.CutMarked = false, false, false
 		return nil
@@ -199,12 +200,17 @@ func (n *Node) superseded(ctx context.Context, r control.Reign) (control.Superse
 	if vg == nil {
 		return control.SupersededReply{}, refused("group %s on node %s has failed: %v", r.Name, n.cfg.Name, g.Err())
 	}
+	moves := n.movesOf(r.Name)
+	n.stopMoves(r.Name)
 	if err := g.turnAway(ctx, rec, r); err != nil { // at once: whatever a command waits for may wait for hosts
 		return control.SupersededReply{}, err
 	}
 	vg.Supersede() // the gates do not stop what has passed them
 	if err := n.recordSuperseded(r.Name, r); err != nil {
 		return control.SupersededReply{}, err
+	}
+	for _, id := range moves {
+		n.forgetMove(id)
 	}
 	g.retire(r)
 	g.letFinish(ctx, rec)

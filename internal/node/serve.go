@@ -117,6 +117,9 @@ func (n *Node) serveIO(ctx context.Context, in *wire.Incoming) error {
 	if err := in.Peer.Decode(&p); err != nil {
 		return err
 	}
+	if to := n.givenTo(&p); to != nil {
+		return to
+	}
 	v := n.volume(p.Volume)
 	if v == nil {
 		return notFound("volume %s/%s does not exist", n.cfg.Name, p.Volume)
@@ -296,7 +299,7 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 	case control.CallMigrateAbort:
 		return done(n.moveAbort)
 	case control.CallMigrateCancel:
-		return with(params, func(in control.MigrationCancel) (any, error) { return struct{}{}, n.moveCancel(ctx, in) })
+		return with(params, func(in control.MigrationEnd) (any, error) { return struct{}{}, n.moveCancel(ctx, in) })
 	case control.CallMigrateDeregister:
 		return done(n.moveDeregister)
 	case control.CallMigrateSeal:
@@ -313,6 +316,10 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 		return with(params, n.moveTip)
 	case control.CallMigrateReopen:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveReopen(ctx, in.ID) })
+	case control.CallMigrateAbandon:
+		return done(n.moveAbandon)
+	case control.CallMigrateRefill:
+		return with(params, func(in control.MigrationRefill) (any, error) { return n.moveRefill(ctx, in) })
 	case control.CallMigrateSource:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveSource(in.ID) })
 	case control.CallMigrateChanged:

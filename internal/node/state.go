@@ -63,6 +63,8 @@ type groupRecord struct {
 	Losses int `json:"losses"`
 	// Inconsistent, at a secondary: the image is between two cuts (a step applied at once has not ended).
 	Inconsistent bool `json:"inconsistent"`
+	// Partial: superseded as the target of a move that was not filled. Its volumes lack regions, and are never opened as they are.
+	Partial bool `json:"partial,omitempty"`
 	// Epoch is the one in which this node serves or will: as primary, as target of a move, reopened as its source.
 	Epoch uint64 `json:"epoch"`
 	// Promoted: this node was the secondary, and is the primary since. What it has written since stands in its changed maps.
@@ -128,6 +130,8 @@ type durable struct {
 	Links map[string]control.LinkSettings `json:"links,omitempty"`
 	// Cancelled are moves that have gone back, the latest last.
 	Cancelled []control.MigrationCancel `json:"cancelled,omitempty"`
+	// Given are volumes that groups have given up here, the latest last.
+	Given []givenUp `json:"given,omitempty"`
 }
 
 // maxCancelled is how many cancelled moves are remembered; the oldest is forgotten first. It matters only while a registration of

@@ -384,6 +384,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	rec, blocked := target.View()
 	st.Phase, st.Steps, st.Error, st.BlockedOn, st.PauseMS = rec.Phase(), rec.Steps, rec.Error, blocked, rec.PauseMS
 	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
+	st.Abandoned = rec.Abandoned
 	if cut := rec.Cut(); cut > 0 {
 		st.Cut, st.Marked = &cut, rec.Handover.Copy.Suspended
 	}
@@ -409,6 +410,10 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 			st.OnDemand += ps.Demand
 			if ps.Err != nil {
 				st.BlockedOn = ps.Err.Error()
+			}
+			risks, blocked := m.ops.risks(d)
+			if st.AtRisk = append(st.AtRisk, risks...); blocked != "" {
+				st.BlockedOn = blocked
 			}
 		case rec.Did(control.StepFill):
 			st.Present += total

@@ -178,7 +178,8 @@ func (s *Session) dial(id linkID) {
 	s.work.Go(func() {
 		defer cancel()
 		client, err := wire.DialIO(ctx, l.route.Address, s.cfg.Self,
-			wire.IOParams{Volume: l.route.Volume, Session: s.id, From: from, Epoch: l.route.Epoch, ReadOnly: s.cfg.ReadOnly},
+			wire.IOParams{Volume: l.route.Volume, Group: l.route.Group, Session: s.id, From: from, Epoch: l.route.Epoch,
+				ReadOnly: s.cfg.ReadOnly},
 			wire.IOClientHooks{Done: l.done, Lost: l.lost, Settled: l.settled})
 		s.dialed(l, client, err)
 	})

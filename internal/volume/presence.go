@@ -414,6 +414,27 @@ func (p *presence) wait(ctx context.Context, regions ...int64) error {
 	return fmt.Errorf("%w: %w: %w", block.ErrIO, ErrSourceAway, err)
 }
 
+// Absent lists what the volume lacks as the target of a move, n extents at most, and how many bytes there are besides.
+func (v *Volume) Absent(n int) (list []block.Extent, left int64) {
+	p := v.presence.Load()
+	if p == nil {
+		return nil, 0
+	}
+	for r, ok := p.Next(0); ok; r, ok = p.Next(r + 1) {
+		from, to := r*p.region, min((r+1)*p.region, v.Size())
+		last := len(list) - 1
+		switch {
+		case last >= 0 && list[last].Offset+list[last].Length == from && left == 0:
+			list[last].Length += to - from
+		case len(list) < n:
+			list = append(list, block.Extent{Offset: from, Length: to - from, Type: block.ExtentData})
+		default:
+			left += to - from
+		}
+	}
+	return list, left
+}
+
 func (p *presence) absentExtents(off, end int64) []block.Extent {
 	var out []block.Extent
 	for r, ok := p.Next(off / p.region); ok && r*p.region < end; r, ok = p.Next(r + 1) {

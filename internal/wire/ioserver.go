@@ -13,6 +13,8 @@ import (
 // IOParams are the parameters of an io hello.
 type IOParams struct {
 	Volume string `json:"volume"` // name at the node
+	// Group is the one that the client takes the volume for a part of; empty: it does not say, or the volume is in none.
+	Group string `json:"group,omitempty"`
 	// Session identifies one host connection across reconnects and nodes; random, chosen by the gateway. 0: a
 	// connection without session, such as a relay's, whose requests bring their own.
 	Session uint64 `json:"session"`
