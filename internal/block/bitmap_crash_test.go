@@ -2,6 +2,7 @@ package block
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 
@@ -32,7 +33,7 @@ const historyBits = 2*pageBits + 100
 type bitmapHistory struct {
 	device   *Crashable
 	bitmap   *Bitmap
-	model    [historyBits]bool
+	model    map[int64]bool    // bits that are set
 	may      [2]map[int64]bool // bits that a crash may leave clear, set
 	rng      *rand.Rand
 	failing  bool
@@ -42,7 +43,7 @@ type bitmapHistory struct {
 
 func newBitmapHistory(t *rapid.T) *bitmapHistory {
 	seed := rapid.Int64().Draw(t, "seed")
-	h := &bitmapHistory{device: NewCrashable(BitmapSize(historyBits), seed), rng: newRand(seed)}
+	h := &bitmapHistory{device: NewCrashable(BitmapSize(historyBits), seed), rng: newRand(seed), model: map[int64]bool{}}
 	b, err := CreateBitmap(h.device, historyBits, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -82,23 +83,32 @@ func (h *bitmapHistory) check(t *rapid.T, after *Crashable) {
 	}
 	believed := h.read(t, b)
 	again, losses, err := OpenBitmap(after.Crash())
-	if err != nil || len(losses) != 0 || h.read(t, again) != believed {
+	if err != nil || len(losses) != 0 || !maps.Equal(h.read(t, again), believed) {
 		t.Fatalf("what was read after a crash was lost by a second one: %v, losses %v", err, losses)
 	}
 }
 
-func (h *bitmapHistory) read(t *rapid.T, b *Bitmap) (values [historyBits]bool) {
-	for bit := range int64(historyBits) {
-		values[bit] = b.Test(bit)
-		allowed := h.may[0]
-		if values[bit] {
-			allowed = h.may[1]
-		}
-		if values[bit] != h.model[bit] && !allowed[bit] {
-			t.Fatalf("after a crash bit %d is %v, which it was not since the last flush", bit, values[bit])
+// read returns the bits that are set; all others were found clear.
+func (h *bitmapHistory) read(t *rapid.T, b *Bitmap) map[int64]bool {
+	set := map[int64]bool{}
+	for bit, ok := b.NextSet(0); ok; bit, ok = b.NextSet(bit + 1) {
+		set[bit] = true
+	}
+	if b.Count() != int64(len(set)) {
+		t.Fatalf("after a crash %d bits are counted, %d found", b.Count(), len(set))
+	}
+	for _, bits := range []map[int64]bool{set, h.model, h.may[0], h.may[1]} { // the rest is clear, and was
+		for bit := range bits {
+			value, allowed := b.Test(bit), h.may[0]
+			if value {
+				allowed = h.may[1]
+			}
+			if value != set[bit] || value != h.model[bit] && !allowed[bit] {
+				t.Fatalf("after a crash bit %d is %v, which it was not since the last flush", bit, value)
+			}
 		}
 	}
-	return values
+	return set
 }
 
 func (h *bitmapHistory) step(t *rapid.T) {
@@ -144,12 +154,16 @@ func (h *bitmapHistory) step(t *rapid.T) {
 }
 
 func (h *bitmapHistory) give(bit int64, to bool) {
-	if old := h.model[bit]; old {
+	if h.model[bit] {
 		h.may[1][bit] = true
 	} else {
 		h.may[0][bit] = true
 	}
-	h.model[bit] = to
+	if to {
+		h.model[bit] = true
+	} else {
+		delete(h.model, bit)
+	}
 }
 
 func (h *bitmapHistory) reopen(t *rapid.T, crash bool) {

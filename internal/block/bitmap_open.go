@@ -126,7 +126,7 @@ func (b *Bitmap) lose(page int64) PageLoss {
 	return PageLoss{Page: page, First: first, Bits: min(pageBits, b.Bits()-first)}
 }
 
-// adopt takes a page's words and returns how many bits are set.
+// adopt takes a page's words, of which none is set yet, and returns how many bits are.
 func (b *Bitmap) adopt(page int64, image []byte) int64 {
 	count := 0
 	s := b.shape.Load()
@@ -135,8 +135,10 @@ func (b *Bitmap) adopt(page int64, image []byte) int64 {
 		if i == len(s.words)-1 && s.bits&63 != 0 {
 			word &= 1<<(s.bits&63) - 1
 		}
-		s.words[i].Store(word)
-		count += bits.OnesCount64(word)
+		if word != 0 {
+			s.words[i].Store(word)
+			count += bits.OnesCount64(word)
+		}
 	}
 	return int64(count)
 }
