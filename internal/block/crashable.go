@@ -1,6 +1,7 @@
 package block
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -66,6 +67,9 @@ type Crashable struct {
 type memPage [memoryPage]byte
 
 var reservedZeros memPage
+
+// rubbish is what a ReadNowait that misses leaves.
+var rubbish = memPage(bytes.Repeat([]byte{0xee}, memoryPage))
 
 // sectors is one unflushed write to one page: of content, those sectors that are in mask.
 type sectors struct {
@@ -153,8 +157,8 @@ func (d *Crashable) ReadNowait(p []byte, off int64) bool {
 		return false
 	}
 	if d.tick.Add(0x9e3779b97f4a7c15)>>32&nowaitMissMask == 0 {
-		for i := range p {
-			p[i] = 0xee
+		for len(p) > 0 {
+			p = p[copy(p, rubbish[:]):]
 		}
 		return false
 	}

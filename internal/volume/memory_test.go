@@ -109,10 +109,7 @@ func newMemPair(t *testing.T, seed uint64, limit int64) (*site, *mirror) {
 		}
 		m.maps = append(m.maps, d)
 	}
-	m.jdev = block.NewCrashable(96<<20, int64(seed)+90)
-	if err := journal.Create([]block.Device{m.jdev}, journal.ID{2}); err != nil {
-		t.Fatal(err)
-	}
+	m.jdev = newJournal(t, 96<<20, int64(seed)+90, journal.ID{2})
 	return p, m
 }
 
