@@ -94,8 +94,8 @@ func TestResyncUnderFlaps(t *testing.T) {
 	}
 	r.call("a", control.CallGroupResume, control.GroupResume{Name: "g"}, nil)
 	g := r.nodes["a"].node.group("g")
-	cuts := 0
-	for g.sub.State() != volume.SubStreaming && cuts < 5000 {
+	cuts, most := 0, min(20*flaps(t), 5000)
+	for g.sub.State() != volume.SubStreaming && cuts < most {
 		time.Sleep(time.Duration(3+rnd.IntN(20)) * time.Millisecond)
 		if g.status().LinkUp {
 			link.flap()
