@@ -63,3 +63,40 @@ func TestAbortBehindThePromise(t *testing.T) {
 		}
 	}
 }
+
+// abortedInAdopt is a target that is aborted while it adopts.
+type abortedInAdopt struct {
+	Ops
+	tg    *Target
+	saved []Stage
+	asked bool
+}
+
+func (o *abortedInAdopt) Save(r *Record) error       { o.saved = append(o.saved, r.Stage); return nil }
+func (o *abortedInAdopt) Near(context.Context) error { return nil }
+func (o *abortedInAdopt) Meet(context.Context) error { return nil }
+func (o *abortedInAdopt) Pend(context.Context) error { return nil }
+func (o *abortedInAdopt) Seal(context.Context) (*control.Handover, error) {
+	return &control.Handover{ID: "g-1", Epoch: 1, Cut: 7}, nil
+}
+func (o *abortedInAdopt) Adopt(*control.Handover) error { return o.tg.Abort() }
+func (o *abortedInAdopt) Decide(context.Context, uint64) (string, error) {
+	o.asked = true
+	return control.DecidedTarget, nil
+}
+func (o *abortedInAdopt) Reopen(context.Context) error { return nil }
+func (o *abortedInAdopt) Relay() error                 { return nil }
+
+// That a hand-over is adopted is only remembered; it must not make a target forget that it has refused.
+func TestAbortWhileAdopting(t *testing.T) {
+	o := &abortedInAdopt{}
+	rec := &Record{Role: control.RoleTarget, Stage: Ordered}
+	rec.Spec.ID, rec.Spec.Group.Epoch = "g-1", 1
+	o.tg = NewTarget(rec, o, slog.New(slog.DiscardHandler), nil)
+	if err := o.tg.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r, _ := o.tg.View(); r.Stage != Returned || o.asked || len(o.saved) != 2 || o.saved[0] != Refused {
+		t.Fatalf("stage %s, saved %v, the store was asked: %v", r.Stage, o.saved, o.asked)
+	}
+}

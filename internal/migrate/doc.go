@@ -14,7 +14,7 @@
 // target's durable refusal (or on the opposite swap, after which the target's can never win). Each record is on disk
 // before anything acts on it, so a process that dies between the two finds at its restart what it had promised:
 //
-//   - dead before "opened" is on disk: the target asks the store again; the swap is idempotent.
+//   - dead before "opened" is on disk: the target asks source and store again; hand-over and swap are idempotent.
 //   - dead after it: the target can only go forward, and opens the row of e+1 if its log does not have it yet.
 //   - dead after "refused" is on disk: it can only go back, and tells the source again.
 //

@@ -6,7 +6,8 @@ import (
 	"gantline/internal/control"
 )
 
-// Stage is how far a node has durably come in a move. A stage is on disk before anything acts on it.
+// Stage is how far a node has durably come in a move. A stage is on disk before anything acts on it, but for adopted, which
+// stands for what is in the log: see Target.seal.
 type Stage string
 
 // Stages of the target, in order; what may follow stands beside each.
@@ -14,7 +15,7 @@ const (
 	Registered   Stage = "registered"   // through, deregistered (cancelled)
 	Through      Stage = "through"      // ordered, deregistered (cancelled)
 	Ordered      Stage = "ordered"      // told to take over: adopted, refused
-	Adopted      Stage = "adopted"      // the hand-over is on disk here: opened, refused
+	Adopted      Stage = "adopted"      // the hand-over is in the log here, durably: opened, refused
 	Opened       Stage = "opened"       // serves in e+1: drained
 	Refused      Stage = "refused"      // will never serve in e+1: returned
 	Returned     Stage = "returned"     // the source has confirmed that it goes on: deregistered

@@ -20,7 +20,8 @@ var ErrBehind = errors.New("the target is not in step with the source")
 // Ops is what the target's loop has done by its node. Every method may be called again after a crash, or after it has
 // failed, with the same effect as once. None may block longer than its context allows.
 type Ops interface {
-	// Save makes the record durable; when it has returned nil the stage may be acted on.
+	// Save makes the record durable; when it has returned nil the stage may be acted on. The first with stage opened may leave
+	// a second copy of it behind, if the next Save brings it.
 	Save(r *Record) error
 	// Near is nil once the hold may begin: at once, or, where the target is filled before, when it has come close to the source.
 	// Until then hosts are not held.
@@ -144,7 +145,9 @@ func (t *Target) View() (Record, string) {
 // Update changes the record and makes it durable before it counts: on an error the record stays as it was.
 func (t *Target) Update(change func(*Record)) error { return t.update(change) }
 
-func (t *Target) update(change func(*Record)) error {
+func (t *Target) update(change func(*Record)) error { return t.change(change, t.ops.Save) }
+
+func (t *Target) change(change func(*Record), save func(*Record) error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	next := *t.rec
@@ -153,7 +156,7 @@ func (t *Target) update(change func(*Record)) error {
 	if !Legal(t.rec.Stage, next.Stage) {
 		return fmt.Errorf("move %s: stage %s cannot follow %s", next.Spec.ID, next.Stage, t.rec.Stage)
 	}
-	if err := t.ops.Save(&next); err != nil {
+	if err := save(&next); err != nil {
 		return fmt.Errorf("move %s: record stage %s: %w", next.Spec.ID, next.Stage, err)
 	}
 	t.rec = &next
@@ -162,12 +165,12 @@ func (t *Target) update(change func(*Record)) error {
 
 // note records a step in memory only: it is made durable with the next stage. Nothing depends on it.
 func (t *Target) note(step string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	next := *t.rec
-	next.Steps = append([]control.Step(nil), t.rec.Steps...)
-	next.Note(step, t.now())
-	t.rec = &next
+	_ = t.remember(func(r *Record) { r.Note(step, t.now()) }) // staying at a stage is legal
+}
+
+// remember is update in memory only. A restart finds the record as it was, and must be as good with that.
+func (t *Target) remember(change func(*Record)) error {
+	return t.change(change, func(*Record) error { return nil })
 }
 
 const (
@@ -315,7 +318,11 @@ func (t *Target) letGo() {
 	t.heldSince, t.facts.Held, t.facts.Pending = time.Time{}, 0, false
 }
 
-// seal: dead after the source has sealed and before the hand-over is on disk here, we ask again and get the same.
+// seal: dead after the source has sealed, at any point until "opened" is on disk, we ask again and get the same. What has to be
+// durable before the store is asked is the hand-over itself, and that is in the log when Adopt returns: the stage is only
+// remembered, and saves hosts a write of the record. A target that is found as ordered adopts the same once more, whether the
+// store has named it or not; if the source is gone by then, it refuses, as it could not fetch what it lacks either. One that is
+// filled before lacks nothing, and may have to go on without the source: there the stage is on disk.
 func (t *Target) seal(ctx context.Context) error {
 	t.point(control.StepSeal, "before")
 	h, err := t.ops.Seal(ctx)
@@ -334,12 +341,16 @@ func (t *Target) seal(ctx context.Context) error {
 	// The log has taken over table and done requests; the record keeps the figures only, and stays small to save.
 	kept := *h
 	kept.Table, kept.Done = nil, nil
-	err = t.update(func(r *Record) {
+	keep := t.remember
+	if now, _ := t.View(); now.Spec.CopyFirst() {
+		keep = t.update
+	}
+	err = keep(func(r *Record) {
 		r.Handover = &kept
 		r.Stage = Adopted
 		r.Note(control.StepSeal, t.now())
 	})
-	if err == nil {
+	if err == nil { // else it was aborted meanwhile
 		t.point(control.StepSeal, "after")
 	}
 	return err
@@ -374,7 +385,8 @@ func (t *Target) decide(ctx context.Context) error {
 	return nil
 }
 
-// open is the promise: from its Save on this node serves e+1 and nothing goes back.
+// open is the promise: from its Save on this node serves e+1 and nothing goes back. Hosts wait, so Save may leave one of the
+// record's two copies behind; run saves again as soon as they do not.
 func (t *Target) open() error {
 	t.point(control.StepSource, "before")
 	err := t.update(func(r *Record) {
@@ -389,11 +401,12 @@ func (t *Target) open() error {
 
 func (t *Target) run(ctx context.Context) error {
 	t.point(control.StepRun, "before")
-	if err := t.ops.Serve(ctx); err != nil {
-		return err
+	err := t.ops.Serve(ctx)
+	if err == nil {
+		err = t.ops.Release()
 	}
-	if err := t.ops.Release(); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, t.update(func(*Record) {})) // both copies, while it is tried again
 	}
 	t.mu.Lock()
 	t.facts.Running, t.facts.Pending = true, false
@@ -410,7 +423,7 @@ func (t *Target) run(ctx context.Context) error {
 		t.heldSince = time.Time{}
 	}
 	t.mu.Unlock()
-	err := t.update(func(r *Record) {
+	err = t.update(func(r *Record) {
 		r.Note(control.StepRun, t.now())
 		if r.PauseMS == nil {
 			r.PauseMS = pause

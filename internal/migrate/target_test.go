@@ -21,6 +21,8 @@ type world struct {
 	rnd *rand.Rand
 
 	disk []byte // the target's record as saved
+	log  bool   // the target's log has the hand-over
+	used bool   // and has been served from
 
 	// Source, all durable.
 	sealed, reopened bool
@@ -116,12 +118,19 @@ func (w *world) Seal(context.Context) (*control.Handover, error) {
 	return &control.Handover{ID: "g-1", Epoch: 1, Cut: 7}, err
 }
 
-func (w *world) Adopt(*control.Handover) error { return w.step("disk", func() {}) }
+func (w *world) Adopt(*control.Handover) error {
+	return w.step("disk", func() {
+		if w.used {
+			w.t.Fatal("a log that hosts have written to is begun anew")
+		}
+		w.log = true
+	})
+}
 
 func (w *world) Decide(context.Context, uint64) (string, error) {
 	err := w.step("store", func() {
-		if !w.sealed {
-			w.t.Fatal("the store was asked before the source was sealed")
+		if !w.sealed || !w.log {
+			w.t.Fatal("the store was asked before the source was sealed and had handed over")
 		}
 		if w.decided == "" {
 			w.decided = control.DecidedTarget
@@ -138,7 +147,7 @@ func (w *world) Serve(context.Context) error {
 	if r.Stage != Opened && r.Stage != Drained && r.Stage != Single {
 		w.t.Fatalf("serves at stage %s", r.Stage)
 	}
-	return w.step("here", func() { w.serving = true })
+	return w.step("here", func() { w.serving, w.used = true, true })
 }
 
 func (w *world) Release() error { return w.step("here", func() { w.held = false }) }

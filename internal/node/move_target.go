@@ -31,6 +31,8 @@ type targetOps struct {
 
 	limiter *rate.Limiter // of what all volumes fetch in the background together
 
+	opened bool // saved so; Save's alone, which the machine calls under its lock
+
 	copy    atomic.Pointer[copyFirst] // copy-first, until the cut
 	modes   sync.Mutex                // mode changes of the move
 	holding bool                      // the machine has begun to hold
@@ -51,7 +53,8 @@ type targetDisk struct {
 func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 	ctx, cancel := context.WithCancel(n.runCtx)
 	m.cancel = cancel
-	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx, limiter: rate.NewLimiter(rate.Inf, maxBurst)}
+	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx, opened: rec.Stage == migrate.Opened,
+		limiter: rate.NewLimiter(rate.Inf, maxBurst)}
 	m.ops.setLimit(rec.Spec.Limit)
 	for _, mv := range rec.Spec.Volumes {
 		d, err := m.ops.openDisk(ctx, mv)
@@ -78,6 +81,10 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 
 // startTarget starts the machine on the record: the same at registration and after any crash.
 func (n *Node) startTarget(m *move, rec *migrate.Record) error {
+	if err := m.ops.contradicted(rec); err != nil {
+		m.ops.group().fail(err)
+		return nil
+	}
 	if err := m.ops.firstMode(rec); err != nil {
 		return err
 	}
@@ -90,6 +97,22 @@ func (n *Node) startTarget(m *move, rec *migrate.Record) error {
 		}
 	})
 	return nil
+}
+
+// contradicted: the log holds what hosts wrote in e+1, and the record of the move does not know of it. That is so if the one
+// copy of the node's state that had it was spoiled before there was a second. Nothing may be adopted over such a log, and
+// nothing refused.
+func (o *targetOps) contradicted(rec *migrate.Record) error {
+	vg := o.group().running()
+	if vg == nil || o.n.state.group(o.spec.Group.Name).Role != control.RoleTarget {
+		return nil
+	}
+	row, ok := vg.Table().At(vg.Appended())
+	if !ok || row.Epoch < rec.TargetEpoch() {
+		return nil
+	}
+	return fmt.Errorf("migration %s: the log has records of epoch %d from %d on, and node.state of node %s, at stage %s, does not "+
+		"know that it served: put a later copy of node.state back", rec.Spec.ID, row.Epoch, row.First, o.n.cfg.Name, rec.Stage)
 }
 
 func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targetDisk, error) {
@@ -144,21 +167,25 @@ func (o *targetOps) setMode(ctx context.Context, mode volume.Mode, drain bool) e
 
 func (o *targetOps) group() *group { return o.n.group(o.spec.Group.Name) }
 
-// Save also makes this node the group's primary in its own record, in the same write that opens e+1.
+// Save also makes this node the group's primary in its own record, in the same write that opens e+1. That one ends with
+// the first copy: one sync less for hosts to wait for, and the next Save brings the second. Dead in between, the first counts.
 func (o *targetOps) Save(r *migrate.Record) error {
 	if r.Stage == migrate.Drained {
 		defer o.group().pokeCopy() // see awaitsSource
 	}
-	return o.n.state.update(func(d *durable) error {
+	update := o.n.state.update
+	if r.Stage == migrate.Opened && !o.opened {
+		update = o.n.state.updateSoon
+	}
+	err := update(func(d *durable) error {
 		g := d.Groups[r.Spec.Group.Name]
 		if g == nil || g.Role == control.RoleSuperseded {
 			return refused("migration %s was cancelled meanwhile", r.Spec.ID)
 		}
 		d.Moves[r.Spec.ID] = r
 		switch {
-		case r.Stage == migrate.Adopted:
-			g.inherit(&r.Handover.Copy)
 		case r.Stage == migrate.Opened && g.Role == control.RoleTarget:
+			g.inherit(&r.Handover.Copy)
 			g.Role = control.RolePrimary
 			g.Epoch = r.TargetEpoch()
 			g.Spec.Group.Primary, g.Spec.Group.Epoch, g.Spec.Group.PrimaryJournal = r.Spec.Target, g.Epoch, r.Spec.TargetJournal
@@ -174,6 +201,10 @@ func (o *targetOps) Save(r *migrate.Record) error {
 		}
 		return nil
 	})
+	if err == nil && r.Stage == migrate.Opened {
+		o.opened = true
+	}
+	return err
 }
 
 // Pend: all volumes hold before the first one drains, so that the group stops as one.
@@ -280,7 +311,11 @@ func (o *targetOps) Adopt(h *control.Handover) error {
 			return fmt.Errorf("changed map of %s: %w", mv.Target, err)
 		}
 	}
-	return g.vg.Adopt(record.Seq(h.Cut), tableOf(h.Table), h.Done, map[string]volume.Heritage{secondaryName: heritageOf(&h.Copy)})
+	return g.vg.Adopt(volume.Adoption{
+		Base: record.Seq(h.Cut), Table: tableOf(h.Table), Done: h.Done,
+		Next:  record.Row{Epoch: o.spec.Group.Epoch + 1, Incarnation: 1, Node: o.n.cfg.Name, First: record.Seq(h.Cut) + 1},
+		Heirs: map[string]volume.Heritage{secondaryName: heritageOf(&h.Copy)},
+	})
 }
 
 func (o *targetOps) Decide(ctx context.Context, cut uint64) (string, error) {

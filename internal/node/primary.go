@@ -43,9 +43,10 @@ func (g *group) openRole(rec *groupRecord) error {
 }
 
 // startPrimary opens the next row of the epoch table and serves hosts in it. A row is never opened twice: recovery goes
-// on in a new incarnation, so what a crash has left behind the end of the log is never taken for a record.
+// on in a new incarnation, so what a crash has left behind the end of the log is never taken for a record. The row that this
+// process has opened ahead, with a hand-over, is the one: nothing has been numbered in it.
 func (g *group) startPrimary(secondary string) error {
-	rec := g.n.state.view().Groups[g.name]
+	rec := g.n.state.group(g.name)
 	row := record.Row{Epoch: rec.Epoch, Incarnation: 1, Node: g.n.cfg.Name, First: g.vg.Appended() + 1}
 	if cur, ok := g.vg.Table().Current(); ok {
 		switch {
@@ -55,6 +56,9 @@ func (g *group) startPrimary(secondary string) error {
 			return fmt.Errorf("log says that epoch %d is %s's", cur.Epoch, cur.Node)
 		case cur.Epoch == rec.Epoch:
 			row.Incarnation = cur.Incarnation + 1
+		}
+		if ahead, ok := g.vg.Ahead(); ok && ahead.Epoch == rec.Epoch {
+			row = ahead
 		}
 	}
 	if err := g.vg.Serve(row); err != nil {

@@ -225,7 +225,14 @@ func (d *durable) init() {
 }
 
 // update changes a copy, makes it durable and only then lets it count. On an error nothing has changed.
-func (s *state) update(change func(*durable) error) error {
+func (s *state) update(change func(*durable) error) error { return s.updateBy(change, s.file.Save) }
+
+// updateSoon is update with the second copy of the file left to the next one, which must follow soon: hosts wait for it.
+func (s *state) updateSoon(change func(*durable) error) error {
+	return s.updateBy(change, s.file.SaveOne)
+}
+
+func (s *state) updateBy(change func(*durable) error, save func([]byte) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := s.view()
@@ -239,7 +246,7 @@ func (s *state) update(change func(*durable) error) error {
 	f := &inForce{raw: raw}
 	var read sync.WaitGroup
 	read.Go(func() { f.record() }) // while the disk works: whoever waits for the save asks next
-	err = s.file.Save(raw)
+	err = save(raw)
 	read.Wait()
 	if err == nil {
 		s.now.Store(f)

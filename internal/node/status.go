@@ -161,7 +161,7 @@ func (g *group) status() control.GroupStatus {
 	}
 	st.WANBytesSent += rec.WANBase
 	st.Epoch, st.Node = rec.Spec.Group.Epoch, rec.Spec.Group.Primary
-	if row, ok := g.vg.Table().Current(); ok {
+	if row, ok := g.vg.Table().Current(); ok && g.role != control.RoleTarget { // which has a row that it may never serve in
 		st.Epoch, st.Node = row.Epoch, row.Node
 	}
 	st.JournalUsed, st.JournalCapacity = g.log.Space()

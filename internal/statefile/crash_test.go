@@ -132,7 +132,11 @@ func TestDeathAtEveryCall(t *testing.T) {
 			}
 			for err == nil {
 				tried++
-				if err = f.save(body(tried), 1+rnd.IntN(2)); err == nil {
+				save := f.Save
+				if rnd.IntN(2) == 0 {
+					save = f.SaveOne
+				}
+				if err = save(body(tried)); err == nil {
 					promised = tried
 				}
 			}
@@ -182,8 +186,8 @@ func TestFailedCopyIsNotTheOneToKeep(t *testing.T) {
 	}
 }
 
-// TestSaveBehindAHalfOne: a copy costs one sync, and the save behind one that reached one copy brings both up to date.
-func TestSaveBehindAHalfOne(t *testing.T) {
+// TestSaveOneCostsOneSync, and the save behind it brings both copies up to date.
+func TestSaveOneCostsOneSync(t *testing.T) {
 	d := newDisks(rand.New(rand.NewPCG(1, 1)))
 	f, _, _, err := d.open(1 << 30)
 	if err != nil {
@@ -194,7 +198,7 @@ func TestSaveBehindAHalfOne(t *testing.T) {
 	}
 	for n := 2; n < 6; n++ {
 		before := d.until
-		if err := f.save(body(n), 1); err != nil {
+		if err := f.SaveOne(body(n)); err != nil {
 			t.Fatal(err)
 		}
 		if calls := before - d.until; calls != 2 { // one write, one flush

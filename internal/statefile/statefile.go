@@ -4,7 +4,7 @@
 // Generation n is written to copy n mod 2 first, then to the other. So from the moment at which a generation counts, it is
 // durable in the copy that the next one does not begin with: whatever dies while a copy is written, and whatever a
 // half-written sector holds then, the newest record that anybody was told of is whole. After a save that failed at its second
-// copy the next one begins with the copy that is behind.
+// copy, or was to make one copy only, the next one begins with the copy that is behind.
 package statefile
 
 import (
@@ -104,7 +104,11 @@ func open(path string, copies [2]media) (f *File, body []byte, repaired string, 
 // Save makes body durable in both copies, one after the other.
 func (f *File) Save(body []byte) error { return f.save(body, 2) }
 
-// save writes to so many copies; with one the other stays behind, as a death between the two leaves it.
+// SaveOne makes body durable in one copy, as a Save is that dies between the two: it costs one sync, and the next Save brings
+// the other. Until then a copy that goes bad takes the record back to the one before; the caller has to be able to tell.
+func (f *File) SaveOne(body []byte) error { return f.save(body, 1) }
+
+// save writes to so many copies; with one the other stays behind.
 func (f *File) save(body []byte, copies int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -55,7 +55,7 @@ func TestDeathBetweenTheCopies(t *testing.T) {
 	if err := f.Save([]byte("old")); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.save([]byte("new"), 1); err != nil {
+	if err := f.SaveOne([]byte("new")); err != nil {
 		t.Fatal(err)
 	}
 	if _, repaired := reopen(t, path, "new"); repaired != "" {

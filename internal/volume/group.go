@@ -107,6 +107,8 @@ type Group struct {
 	mu     sync.Mutex
 	role   atomic.Uint32
 	row    record.Row
+	ahead  record.Row          // opened by Adopt in this process, and not served in yet; or none
+	heirs  map[string]struct{} // taken over by Adopt in this process, and not subscribed yet
 	cut    record.Seq     // RoleSealed: the fence
 	next   record.EpochID // RoleSealed: what the fence names
 	fenced uint64         // the epoch that the newest fence found at Open has ended

@@ -69,6 +69,7 @@ type site struct {
 	inc    record.Incarnation
 	epoch  uint64
 	follow bool
+	idle   bool // as a move's target: no role yet
 }
 
 func newSite(t testing.TB, seed uint64, volumes int, size, journalSize int64) *site {
@@ -147,7 +148,7 @@ func (s *site) tryOpen() error {
 		if err := s.g.Follow(); err != nil {
 			return err
 		}
-	} else if s.g.Role() != RoleSealed {
+	} else if s.g.Role() != RoleSealed && !s.idle {
 		s.inc++
 		row := record.Row{Epoch: s.epoch, Incarnation: s.inc, Node: "n", First: s.g.Appended() + 1}
 		if err := s.g.Serve(row); err != nil {

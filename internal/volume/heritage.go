@@ -28,6 +28,9 @@ func (s *Subscriber) Heritage() Heritage {
 func inherited(heirs map[string]Heritage, base record.Seq) map[string]metaSub {
 	subs := map[string]metaSub{}
 	for name, h := range heirs {
+		if !h.Suspended {
+			h.Applied = base // what it has applied it will say
+		}
 		subs[name] = metaSub{Acked: base, Suspended: h.Suspended, Sync: h.Sync, Stale: h.Stale, Relied: min(h.Relied, base),
 			Applied: h.Applied, Inherited: true}
 	}
@@ -49,7 +52,8 @@ func (g *Group) cutSteps() {
 
 const sealedInStep = "the group moves; the next node begins the step anew"
 
-// inheritMarks notes all marks as the source's, which may have sent their blocks up to the cut.
+// inheritMarks notes all marks as the source's, which may have sent their blocks up to the cut. It is for the process that has
+// adopted them alone: after a restart nobody knows which marks were set here since, and all count as those.
 func (s *Subscriber) inheritMarks() {
 	for _, b := range s.volumes() {
 		b.mu.Lock()

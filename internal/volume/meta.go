@@ -52,7 +52,7 @@ type metaSub struct {
 	Relied record.Seq `json:"relied,omitempty"`
 	// Applied is, suspended, what it had applied when it last said so; for display.
 	Applied record.Seq `json:"applied,omitempty"`
-	// Inherited: this log begins where another's ended, and has not heard of the subscriber yet.
+	// Inherited: this log begins where another's ended, and the subscriber has said nothing here yet.
 	Inherited bool `json:"inherited,omitempty"`
 }
 

@@ -33,7 +33,7 @@ func (g *Group) Serve(row record.Row) error {
 			return err
 		}
 	}
-	g.row = row
+	g.row, g.ahead = row, record.Row{}
 	g.durable.Store(uint64(durable))
 	g.role.Store(uint32(RoleServing))
 	return nil
@@ -113,21 +113,35 @@ func (g *Group) Follow() error {
 	return nil
 }
 
-// Adopt makes the log begin anew behind base with the given epoch table and table of done requests: the target of a
-// move takes over the counter, and the subscribers, by name, as the source's log had them; what their maps are to hold is
-// durable there by now. What the caches hold is written back first; the records so far are forgotten. The group is idle
-// afterwards.
-func (g *Group) Adopt(base record.Seq, table record.Table, done []byte, heirs map[string]Heritage) error {
+// Adoption is what a log takes over from another node's.
+type Adoption struct {
+	Base  record.Seq   // the last record there; the next here is Base+1
+	Table record.Table // of the records up to Base
+	Done  []byte       // DoneTable there
+	// Next is the row that this node will serve in, if it ever does: opened ahead, so that Serve need not. It must not have
+	// numbered a record. A log in memory reserves numbers with its row, and opens it in Serve as ever.
+	Next record.Row
+	// Heirs are the subscribers, by name, as the other log had them. What their maps are to hold is durable there by now.
+	Heirs map[string]Heritage
+}
+
+// Adopt makes the log begin anew behind another's end: the target of a move takes over the counter, the epoch table, the table
+// of done requests, and the subscribers. What the caches hold is written back first; the records so far are forgotten. The
+// group is idle afterwards. All of it is one durable step: dead before it, nothing is adopted; dead behind it, it may be adopted
+// again, as long as this log has not served.
+func (g *Group) Adopt(a Adoption) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r := g.Role(); r == RoleServing || r == RoleSealed && len(*g.subs.Load()) > 0 {
 		return fmt.Errorf("%w: group %s is %s", ErrRole, g.cfg.Name, r)
 	}
-	if err := table.Validate(); err != nil {
+	base := a.Base
+	table, ahead, err := g.adoptedTable(a)
+	if err != nil {
 		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
 	}
 	fresh := newDoneTable()
-	if err := fresh.decode(done); err != nil {
+	if err := fresh.decode(a.Done); err != nil {
 		return fmt.Errorf("group %s: %w", g.cfg.Name, err)
 	}
 	// A log that holds nothing, as a move's target's, owes its devices nothing: hosts are held meanwhile.
@@ -143,8 +157,8 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte, heirs ma
 	if g.cached.Load() > 0 {
 		return fmt.Errorf("%w: group %s has writes for absent regions", ErrBusy, g.cfg.Name)
 	}
-	err := g.saveMetaBy(func(m *meta) {
-		m.Checkpoint, m.Applied, m.Following, m.Subs, m.Sealed = base, base, false, inherited(heirs, base), nil
+	err = g.saveMetaBy(func(m *meta) {
+		m.Checkpoint, m.Applied, m.Following, m.Subs, m.Sealed = base, base, false, inherited(a.Heirs, base), nil
 		m.done = fresh.encode(maxDoneBytes)
 	}, func(blob []byte) error { return g.log.Reset(base, table, blob) })
 	if err != nil {
@@ -160,9 +174,35 @@ func (g *Group) Adopt(base record.Seq, table record.Table, done []byte, heirs ma
 	g.forgetRecent(g.recent.next())
 	g.extents.reset()
 	g.recentMu.Unlock()
-	g.cut, g.next, g.intent = 0, record.EpochID{}, 0
+	g.cut, g.next, g.intent, g.ahead, g.heirs = 0, record.EpochID{}, 0, ahead, map[string]struct{}{}
+	for name := range a.Heirs {
+		g.heirs[name] = struct{}{}
+	}
 	g.role.Store(uint32(RoleIdle))
 	return nil
+}
+
+// adoptedTable is the table as the log will have it, with the row that is opened ahead.
+func (g *Group) adoptedTable(a Adoption) (table record.Table, ahead record.Row, err error) {
+	if err := a.Table.Validate(); err != nil {
+		return nil, ahead, err
+	}
+	if a.Next.Epoch == 0 || g.mem != nil {
+		return a.Table, ahead, nil
+	}
+	if a.Next.First != a.Base+1 {
+		return nil, ahead, fmt.Errorf("%w: a row opened ahead begins at %d, the log at %d", ErrEpoch, a.Next.First, a.Base+1)
+	}
+	table, err = a.Table.Forget(a.Base, record.MaxRows-1).Extend(a.Next)
+	return table, a.Next, err
+}
+
+// Ahead is the row that Adopt has opened and nobody has served in. Only the process that opened it may: after a restart
+// it is not known any more, and left empty.
+func (g *Group) Ahead() (record.Row, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ahead, g.ahead.Epoch != 0
 }
 
 // Seal ends the epoch: all volumes answer `moved` from now on, what was admitted before is finished, the fence that

@@ -91,6 +91,7 @@ type Subscriber struct {
 	copies    []copied // numbered blocks that are not acknowledged, by sequence
 	copyBytes int64
 	blocks    atomic.Pointer[map[record.VolumeNumber]*blocks]
+	unheard   bool  // this log begins where another's ended, and it has said nothing here yet
 	lapsed    bool  // SubSuspended only because the log has lost its records at a restart
 	cutting   bool  // marks are being set for all that is not acknowledged: acknowledgements clear none any more
 	copyTotal int64 // marks when the copy began
@@ -139,7 +140,7 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 	if len(subs) >= maxSubs {
 		return nil, fmt.Errorf("%w: group %s has %d subscribers", ErrBusy, g.cfg.Name, maxSubs)
 	}
-	s.start()
+	known, ok := s.start()
 	if s.State() == SubSuspended {
 		if err := s.markRange(s.acked+1, g.Tip()); err != nil {
 			return nil, fmt.Errorf("subscriber %s: %w", name, err)
@@ -150,13 +151,16 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 	}
 	grown := append(slices.Clip(slices.Clone(subs)), s)
 	g.subs.Store(&grown)
+	if ok && known == s.forMeta() {
+		return s, nil // the log says so already: it was adopted with it
+	}
 	return s, g.saveMeta(func(*meta) {})
 }
 
-// start sets state and cursors from the configuration and from what the log remembers.
-func (s *Subscriber) start() {
+// start sets state and cursors from the configuration and from what the log remembers, which it returns.
+func (s *Subscriber) start() (known metaSub, ok bool) {
 	s.g.metaMu.Lock()
-	known, ok := s.g.meta.Subs[s.name]
+	known, ok = s.g.meta.Subs[s.name]
 	s.g.metaMu.Unlock()
 	trimmed := s.g.log.Cursors().Trimmed
 	state, acked := s.cfg.State, s.cfg.Acked
@@ -193,10 +197,13 @@ func (s *Subscriber) start() {
 	if state == SubSuspended {
 		s.lacks = lack{known: true, since: time.Since(began), marks: true}
 	}
-	if known.Inherited && state == SubStreaming {
+	if _, heir := s.g.heirs[s.name]; heir && state == SubStreaming {
 		s.inheritMarks()
 	}
+	delete(s.g.heirs, s.name)
+	s.unheard = known.Inherited
 	s.startGuard(known)
+	return known, ok
 }
 
 // startGuard goes on with what was promised before a restart, or by the log that this one goes on from.
@@ -419,6 +426,7 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 		}
 		s.mu.Lock()
 	}
+	s.unheard = s.unheard && stored < s.acked
 	s.stored, s.durable, s.applied = max(s.stored, stored), max(s.durable, durable), max(s.applied, applied)
 	s.acknowledged(stored, durable)
 	if s.State() == SubSuspended || s.cutting {
@@ -519,7 +527,7 @@ func (s *Subscriber) forMeta() metaSub {
 	s.guardMu.Lock()
 	defer s.guardMu.Unlock()
 	return metaSub{Acked: s.acked, Suspended: s.State() != SubStreaming && !s.lapsed, Sync: s.promised, Stale: s.stale,
-		Relied: s.relied, Applied: s.applied}
+		Relied: s.relied, Applied: s.applied, Inherited: s.unheard}
 }
 
 // slowest is the subscriber in the stream that holds back records which the group itself does not need any more.
