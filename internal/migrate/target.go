@@ -321,8 +321,8 @@ func (t *Target) letGo() {
 // seal: dead after the source has sealed, at any point until "opened" is on disk, we ask again and get the same. What has to be
 // durable before the store is asked is the hand-over itself, and that is in the log when Adopt returns: the stage is only
 // remembered, and saves hosts a write of the record. A target that is found as ordered adopts the same once more, whether the
-// store has named it or not; if the source is gone by then, it refuses, as it could not fetch what it lacks either. One that is
-// filled before lacks nothing, and may have to go on without the source: there the stage is on disk.
+// store has named it or not; if the source is gone by then, it refuses: nothing has been written here, so nothing is lost by that.
+// One that is filled before lacks nothing, and is to go on without the source: there the stage is on disk.
 func (t *Target) seal(ctx context.Context) error {
 	t.point(control.StepSeal, "before")
 	h, err := t.ops.Seal(ctx)

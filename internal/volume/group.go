@@ -109,9 +109,9 @@ type Group struct {
 	row    record.Row
 	ahead  record.Row          // opened by Adopt in this process, and not served in yet; or none
 	heirs  map[string]struct{} // taken over by Adopt in this process, and not subscribed yet
-	cut    record.Seq     // RoleSealed: the fence
-	next   record.EpochID // RoleSealed: what the fence names
-	fenced uint64         // the epoch that the newest fence found at Open has ended
+	cut    record.Seq          // RoleSealed: the fence
+	next   record.EpochID      // RoleSealed: what the fence names
+	fenced uint64              // the epoch that the newest fence found at Open has ended
 	// superseded: another node serves in this one's place. Set under mu, for good; RoleServing numbers nothing more with it.
 	superseded atomic.Bool
 	intent     record.Seq // RoleFollowing: the announced end of the step being applied
