@@ -271,6 +271,10 @@ func TestBlindUntilPresenceIsKnown(t *testing.T) {
 	if err := submit(x.vols[0], r, w); !errors.Is(err, ErrSourceAway) {
 		t.Fatalf("a blind volume's device was read: %v", err)
 	}
+	r, w = newRequest(block.OpExtents, 8192, 4096)
+	if err := submit(x.vols[0], r, w); !errors.Is(err, ErrSourceAway) {
+		t.Fatalf("a blind volume's device was asked for holes: %v, %v", r.Extents, err)
+	}
 	if err := write(x.vols[0], 0, stamp(3, 4096), 0); !errors.Is(err, ErrSourceAway) {
 		t.Fatalf("a blind volume took a write: %v", err)
 	}
@@ -307,6 +311,51 @@ func TestRegionIsPresentOnlyOnceItsDataIsFlushed(t *testing.T) {
 	}
 	if writes.Load() == 0 || early.Load() != 0 {
 		t.Fatalf("%d map writes, %d sectors of data were not flushed before", writes.Load(), early.Load())
+	}
+	x.close()
+}
+
+// slowAnswer is a device whose answer about its extents is on its way for a while.
+type slowAnswer struct {
+	block.Device
+	meanwhile func()
+}
+
+func (d slowAnswer) Extents(off, n int64) ([]block.Extent, error) {
+	ext, err := d.Device.Extents(off, n)
+	d.meanwhile()
+	return ext, err
+}
+
+// TestARegionThatArrivesIsNoHole: the device was asked while the region was absent, and its answer comes when it is not any more. An
+// initial copy would take that for a hole, and trim the secondary there.
+func TestARegionThatArrivesIsNoHole(t *testing.T) {
+	_, seed := seeded(t)
+	x := &target{site: newSite(t, seed, 1, testSize, 4<<20)}
+	src := &sealedSource{image: stamp(1, testSize)}
+	d := block.NewCrashable(block.BitmapSize(testSize/regionSize), int64(seed)+50)
+	b, err := block.CreateBitmap(d, testSize/regionSize, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.mend = func(*site) {
+		v := x.vols[0]
+		v.dev = slowAnswer{v.dev, func() {
+			if err := v.presence.Load().fetch(t.Context(), 0, regionSize); err != nil {
+				t.Error(err)
+			}
+		}}
+		if err := v.SetPresence(Presence{Map: b, Region: regionSize, Fetch: src}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.open()
+	r, w := newRequest(block.OpExtents, 0, 2*regionSize)
+	if err := submit(x.vols[0], r, w); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Extents) != 1 || r.Extents[0].Type != block.ExtentData {
+		t.Fatalf("extents %v", r.Extents)
 	}
 	x.close()
 }

@@ -157,20 +157,25 @@ func (v *Volume) readWaiting(r *block.Request) error {
 	return err
 }
 
-// extents of the image: the device's, overlaid by the cache; absent regions count as data.
+// extents of the image: the device's, overlaid by the cache; absent regions count as data. The device is asked last: what it has
+// not got when it answers is pinned or absent by then, whatever arrives there meanwhile.
 func (v *Volume) extents(m *member, off, n int64) ([]block.Extent, error) {
 	var pins []segment
 	if m != nil {
+		if m.blind.Load() {
+			return nil, fmt.Errorf("%w: %w", block.ErrIO, ErrSourceAway)
+		}
 		pins = m.cache.pin(nil, off, off+n)
+	}
+	var absent []block.Extent
+	if p := v.presence.Load(); p != nil {
+		absent = p.absentExtents(off, off+n)
 	}
 	ext, err := v.dev.Extents(off, n)
 	if err != nil {
 		return nil, fmt.Errorf("%w: extents of volume %s: %w", block.ErrIO, v.name, err)
 	}
-	if p := v.presence.Load(); p != nil {
-		ext = overlayExtents(ext, p.absentExtents(off, off+n))
-	}
-	ext = overlayExtents(ext, extentsOf(pins))
+	ext = overlayExtents(overlayExtents(ext, absent), extentsOf(pins))
 	if top := m.previewed(); top != nil {
 		ext = overlayExtents(ext, extentsOf(top.pin(nil, off, off+n)))
 	}
