@@ -114,10 +114,10 @@ func (m *gone) ended(lost string) {
 	}
 }
 
-// holds says whether the group's record still has the node.
+// holds says whether the group's record has the node, and nobody has forgotten it yet.
 func (m *gone) holds(node string) bool {
 	var g control.GroupView
-	return m.Get("/v1/groups/db", &g) == nil && (g.Primary == node || g.Secondary == node)
+	return m.CLI("node show "+node).Code == 0 && m.Get("/v1/groups/db", &g) == nil && (g.Primary == node || g.Secondary == node)
 }
 
 func (m *gone) promote() {

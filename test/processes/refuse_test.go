@@ -147,7 +147,6 @@ func TestBadInput(t *testing.T) {
 		{2, "migrate start db --to b --strategy copy-last", "copy-first"},
 		{4, "migrate start db --to b --backlog carry", "not built yet"},
 		{4, "migrate start db --to b --mirror", "not built yet"},
-		{4, "migrate start db --to b --in-flight error", "not built yet"},
 		{4, "group promote db", "--force"},
 		{3, "group promote none --force", "none"},
 		{4, "group failback db", "not built yet"},
@@ -156,6 +155,7 @@ func TestBadInput(t *testing.T) {
 		// Usage.
 		{2, "group create g3 --primary a --secondary c --mode sideways", "sideways"},
 		{2, "migrate start db --to b --strategy sideways", "sideways"},
+		{2, "migrate start db --to b --in-flight sideways", "finish, hold or error"},
 		{2, "group show", ""},
 		{2, "group frobnicate", ""},
 		{2, "group show db --frobnicate", "frobnicate"},
