@@ -41,7 +41,7 @@ func TestGoneForEver(t *testing.T) {
 
 func goneAt(t *testing.T, k killPoint, seed uint64) {
 	s := site.Start(t, map[string][]string{k.process: site.KillAt(k.step, k.edge)})
-	m := &gone{move: &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 16*mib, "64MiB")}}
+	m := &gone{seed: seed, move: &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 16*mib, "64MiB")}}
 	if k.process == "a" && k.step != "deregister" {
 		m.flags = []string{"--limit", "4MiB"} // its death finds regions absent
 	}
@@ -65,7 +65,10 @@ func goneAt(t *testing.T, k killPoint, seed uint64) {
 }
 
 // gone is one death for good.
-type gone struct{ *move }
+type gone struct {
+	*move
+	seed uint64
+}
 
 // decided waits until the move has got as far as it does without the dead one, and says whether the target is the primary.
 func (m *gone) decided() bool {
@@ -184,6 +187,35 @@ func (m *gone) secondary() {
 	m.ended("c")
 }
 
+// The secondary is gone for good with records that only the source has, behind the decision: nobody waits for them once it is forgotten.
+func TestMoveEndsWithoutItsSecondary(t *testing.T) {
+	t.Parallel()
+	s := site.Start(t, nil)
+	m := &gone{move: &move{Site: s, t: t, g: s.Pair("db", 2, 16*mib, "64MiB")}}
+	load := proof.New(s.Disks(s.G, m.g), proof.Options{Seed: site.Seed(t), Depth: 8, MaxBlocks: 8, FlushEvery: 30, Rate: 1000})
+	m.load = &site.Running{Load: load}
+	s.Do("migrate start db --to b --stop-at switched")
+	s.C.Kill()
+	goOn(s, load, s.G, m.g)
+	s.Do("migrate continue db --no-wait")
+	s.AwaitPhase("db", 20*time.Second, "migrating")
+	m.serves(s.G)
+	s.WaitFor(20*time.Second, "the secondary counts as down", func() bool {
+		var n control.NodeView
+		return s.Get("/v1/nodes/c", &n) == nil && n.State == "down"
+	})
+	if v := s.Move("db"); v.Phase != "migrating" || v.BlockedOn == nil || *v.BlockedOn == "" {
+		t.Fatalf("without what the secondary lacks it is %s: %v", v.Phase, deref(v.BlockedOn))
+	}
+	s.Do("node remove c --forget --yes")
+	s.AwaitPhase("db", 20*time.Second, "filled")
+	s.Do("migrate commit db")
+	s.AwaitPhase("db", 20*time.Second, "committed")
+	m.serves(s.G)
+	m.Equal(load, "the target", s.Exports(s.B, m.g))
+	m.ended("c")
+}
+
 // gateway: the move ends without it; its hosts come by another way.
 func (m *gone) gateway() {
 	m.AwaitPhase("db", 60*time.Second, "filled")
@@ -200,7 +232,7 @@ func (m *gone) gateway() {
 // a copy of the store, here the same, follows.
 func (m *gone) manager() {
 	m.serves(m.G)
-	if rand.Uint64()%2 == 0 {
+	if rand.New(rand.NewPCG(m.seed, uint64(slices.Index(allKillPoints(), m.k)))).IntN(2) == 0 {
 		m.A.Kill()
 		m.B.Kill()
 		if r := own(m.Site, m.C, "group", "promote", "db", "--force"); r.Code != 0 {
@@ -212,4 +244,10 @@ func (m *gone) manager() {
 		return
 	}
 	m.Manager.Start()
+	m.WaitFor(60*time.Second, "the move goes on, or was not begun", func() bool {
+		var v control.MigrationView
+		err := m.Get("/v1/migrations/db", &v)
+		return err == site.ErrNotFound || slices.Contains([]string{"filled", "committed", "failed", "aborted"}, v.Phase)
+	})
+	m.serves(m.G)
 }
