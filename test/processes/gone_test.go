@@ -204,7 +204,7 @@ func TestMoveEndsWithoutItsSecondary(t *testing.T) {
 		var n control.NodeView
 		return s.Get("/v1/nodes/c", &n) == nil && n.State == "down"
 	})
-	if v := s.Move("db"); v.Phase != "migrating" || v.BlockedOn == nil || *v.BlockedOn == "" {
+	if v := s.Move("db"); v.Phase != "migrating" || v.BlockedOn == nil || !strings.Contains(*v.BlockedOn, "node remove c --forget") {
 		t.Fatalf("without what the secondary lacks it is %s: %v", v.Phase, deref(v.BlockedOn))
 	}
 	s.Do("node remove c --forget --yes")

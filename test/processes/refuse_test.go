@@ -155,7 +155,7 @@ func TestBadInput(t *testing.T) {
 		// Usage.
 		{2, "group create g3 --primary a --secondary c --mode sideways", "sideways"},
 		{2, "migrate start db --to b --strategy sideways", "sideways"},
-		{2, "migrate start db --to b --in-flight sideways", "finish, hold or error"},
+		{2, "migrate start db --to b --in-flight sideways", "it is finish or hold or error"},
 		{2, "group show", ""},
 		{2, "group frobnicate", ""},
 		{2, "group show db --frobnicate", "frobnicate"},
