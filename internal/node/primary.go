@@ -458,5 +458,13 @@ func (g *group) reopen(ctx context.Context) error {
 			return err
 		}
 	}
+	// Superseded meanwhile: either that is seen here, or superseded turns hosts away once more behind its record.
+	if now := g.n.state.view().Groups[g.name]; now != nil && now.Superseded != nil {
+		if err := g.turnAway(ctx, now, *now.Superseded); err != nil {
+			return err
+		}
+		g.retire(*now.Superseded)
+		return refused("group %s: node %s was promoted meanwhile", g.name, now.Superseded.Node)
+	}
 	return nil
 }

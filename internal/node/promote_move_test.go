@@ -128,3 +128,36 @@ func (r *rig) inMove(g control.Group, stage string, l *proof.Load) {
 		}
 	}
 }
+
+// A source whose move was refused is about to let hosts in again when it hears of the promotion: they stay out.
+func TestPromotionBesideAReopeningSource(t *testing.T) {
+	r := newRig(t, "a", "b", "c")
+	g := r.group(1, 4<<20)
+	l := proof.New(r.disks("a", 1), proof.Options{Seed: 6, Depth: 4, Span: 256 << 10})
+	runFor(t, l, 200*time.Millisecond)
+	r.stop("a")
+	var promoted error
+	r.nodes["a"].cfg.Point = func(step, edge string) {
+		if step != control.PointReopen || edge != "after" {
+			return
+		}
+		_, promoted = r.promote(true, false)
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			if rec := r.nodes["a"].node.state.view().Groups["g"]; rec.Superseded != nil {
+				return
+			}
+		}
+	}
+	r.start("a")
+	r.inMove(g, "sealed", l)
+	err := r.try("a", control.CallMigrateReopen, control.MigrationID{ID: "g-1"}, nil)
+	if promoted != nil {
+		t.Fatal(promoted)
+	}
+	if st := r.status("a"); err == nil || st.Role != control.RoleSuperseded {
+		t.Errorf("reopened: %v; a is %q", err, st.Role)
+	}
+	if mode := r.nodes["a"].node.volume("v1").vol.Mode(); mode != volume.ModeMoved {
+		t.Errorf("hosts find the superseded volume %v", mode)
+	}
+}

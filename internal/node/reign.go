@@ -212,6 +212,9 @@ func (n *Node) superseded(ctx context.Context, r control.Reign) (control.Superse
 	for _, id := range moves {
 		n.forgetMove(id)
 	}
+	if err := g.turnAway(ctx, rec, r); err != nil { // a source that was just reopening may have let hosts in: see reopen
+		return control.SupersededReply{}, err
+	}
 	g.retire(r)
 	g.letFinish(ctx, rec)
 	return control.SupersededReply{Appended: uint64(vg.Appended())}, nil
