@@ -34,9 +34,10 @@ func promoteInsideAMove(t *testing.T, stage string, gone bool, target string) {
 		r.strategy = control.StrategyCopyFirst
 	}
 	r.limit = 4096
-	g := r.group(1, 4<<20)
-	l := proof.New(r.disks("a", 1), proof.Options{Seed: 5, Depth: 4, Span: 256 << 10})
-	runFor(t, l, 200*time.Millisecond)
+	g := r.group(1, 16<<20)
+	// Data all over, in more regions than hosts ask for in the move: no limit counts holes.
+	l := proof.New(r.disks("a", 1), proof.Options{Seed: 5, Depth: 4, Rate: 400})
+	runFor(t, l, 300*time.Millisecond)
 	r.inMove(g, stage, l)
 	if _, err := r.promote(false, false); err == nil || !strings.Contains(err.Error(), "migration g-1") {
 		t.Fatalf("without --force: %v", err)
