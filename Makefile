@@ -52,16 +52,16 @@ vet:
 
 # The race detector needs cgo, hence a C compiler; scripts/tools.sh sees to it. Most tests of the node wait: four at once.
 unit:
-	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 10m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
+	GO=$(GO) CGO_ENABLED=1 scripts/gotest.sh -race -parallel 4 -timeout 20m $$($(GO) list ./internal/... ./bench/... | grep -v -e /internal/demo$$)
 
 # The random histories of the log and the copies at full length: without the race detector, which met a part of them above.
 histories:
-	GO=$(GO) GANTLINE_CAMPAIGN=1 scripts/gotest.sh -count=1 -timeout 8m -run '$(HISTORIES)' ./internal/volume ./internal/node
+	GO=$(GO) GANTLINE_CAMPAIGN=1 scripts/gotest.sh -count=1 -timeout 15m -run '$(HISTORIES)' ./internal/volume ./internal/node
 
 # bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
 system: build
 	pkgs=$$($(GO) list $(SYSTEM) 2>/dev/null); \
-	if [ -n "$$pkgs" ]; then GO=$(GO) GANTLINE_BIN=$(CURDIR)/bin/gantline scripts/gotest.sh -count=1 -p 1 -timeout 12m $$pkgs; fi
+	if [ -n "$$pkgs" ]; then GO=$(GO) GANTLINE_BIN=$(CURDIR)/bin/gantline scripts/gotest.sh -count=1 -p 1 -timeout 25m $$pkgs; fi
 
 # Every fuzz target in turn: make fuzz FUZZ=10m
 fuzz:
