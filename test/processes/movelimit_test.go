@@ -1,6 +1,7 @@
 package processes
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -11,9 +12,14 @@ import (
 func TestMoveLimitChanges(t *testing.T) {
 	t.Parallel()
 	s := site.Start(t, nil)
-	m := &move{Site: s, t: t, g: s.Pair("db", 3, 64*mib, "256MiB")}
-	for _, v := range m.g.Volumes {
-		m.dirty(s.Dial(s.G, v))
+	g := s.Pair("db", 3, 16*mib, "256MiB")
+	for _, v := range g.Volumes { // data in all of it: no limit counts holes
+		d := s.Dial(s.G, v)
+		for off := int64(0); off < 16*mib; off += mib {
+			if err := site.Write(d, off, bytes.Repeat([]byte{byte(off>>20) + 1}, int(mib)), 10*time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	s.Do("migrate", "start", "db", "--to", "b", "--no-wait", "--limit", "64KiB")
 	s.AwaitPhase("db", 20*time.Second, "migrating")

@@ -267,12 +267,30 @@ func (p *Process) Kill() {
 	}
 }
 
-// Signal sends a signal.
+// Signal sends a signal. A process that is sent SIGSTOP does nothing more when it returns: on a busy machine one of its
+// threads takes a while to hear of it, and the others run until then.
 func (p *Process) Signal(sig syscall.Signal) {
 	p.site.T.Helper()
 	if err := p.cmd.Process.Signal(sig); err != nil {
 		p.site.T.Fatalf("signal %s: %v", p.Name, err)
 	}
+	if sig == syscall.SIGSTOP {
+		p.site.WaitFor(10*time.Second, p.Name+" stands still", p.standsStill)
+	}
+}
+
+func (p *Process) standsStill() bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+	if err != nil || len(threads) == 0 {
+		return false
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if _, state, _ := strings.Cut(string(stat), ") "); err != nil || !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // Stop ends the process with SIGTERM, which must take it at most ten seconds and end in 0.
