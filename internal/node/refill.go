@@ -132,8 +132,13 @@ func (n *Node) moveRefill(ctx context.Context, in control.MigrationRefill) (cont
 	g.mu.Lock()
 	app, vg := g.app, g.vg
 	g.mu.Unlock()
-	m := n.state.view().Groups[g.name].member(in.Number)
-	if app == nil || vg == nil || m == nil {
+	var vol *nodeVolume
+	if r := n.state.view().Groups[g.name]; r != nil { // it may be deleted meanwhile
+		if m := r.member(in.Number); m != nil {
+			vol = n.volume(m.Volume)
+		}
+	}
+	if app == nil || vg == nil || vol == nil {
 		return control.MigrationRefilled{}, refused("migration %s: group %s is not open on node %s", in.ID, g.name, n.cfg.Name)
 	}
 	st := app.Status()
@@ -149,7 +154,7 @@ func (n *Node) moveRefill(ctx context.Context, in control.MigrationRefill) (cont
 		return control.MigrationRefilled{}, invalid("a refill of %d bytes; at most %d", in.Length, maxRefill)
 	}
 	data := make([]byte, in.Length)
-	if err := n.volume(m.Volume).vol.ReadApplied(ctx, data, in.Offset); err != nil {
+	if err := vol.vol.ReadApplied(ctx, data, in.Offset); err != nil {
 		return control.MigrationRefilled{}, err
 	}
 	return control.MigrationRefilled{Data: data}, nil
