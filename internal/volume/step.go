@@ -67,10 +67,20 @@ func (s *Subscriber) EndStep(ctx context.Context) (record.Seq, error) { return s
 // are on their way.
 func (s *Subscriber) Rest(ctx context.Context) (record.Seq, error) { return s.appendEnd(ctx, true) }
 
+// appendEnd: the end can be sent, applied and acknowledged before it is known here as the end, and the acknowledgement need
+// not come again: who has appended it looks once more.
 func (s *Subscriber) appendEnd(ctx context.Context, rest bool) (record.Seq, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
+	end, err := s.numberEnd(rest)
+	if err == nil {
+		s.finishStep()
+	}
+	return end, err
+}
+
+func (s *Subscriber) numberEnd(rest bool) (record.Seq, error) {
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
 	if end, err := s.mayEnd(rest); err != nil || end != 0 {

@@ -408,6 +408,55 @@ func TestRestHoldsNothingBack(t *testing.T) {
 	m.close()
 }
 
+// A follower acknowledges each record once, and the end of a step before who has appended it knows it as the end: the step is over
+// all the same.
+func TestEndIsAcknowledgedAtOnce(t *testing.T) {
+	_, seed := seeded(t)
+	p, m := newPair(t, seed, 8<<20)
+	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	acks := make(chan error, 1)
+	go func() {
+		var last record.Seq
+		for ctx.Err() == nil {
+			if tip := p.g.Tip(); tip != last {
+				if err := m.sub.Acked(tip, tip, tip); err != nil {
+					acks <- err
+					return
+				}
+				last = tip
+			}
+		}
+		acks <- nil
+	}()
+	for n := range 200 {
+		if m.sub.State() == SubSuspended {
+			if _, err := m.sub.BeginStep(false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		over, want := m.sub.EndStep, SubStreaming
+		if n%2 == 0 {
+			over, want = m.sub.Rest, SubSuspended
+		} else if m.sub.State() == SubStreaming {
+			continue
+		}
+		end, err := over(ctx)
+		if err == nil {
+			err = m.sub.AwaitEnd(ctx, end)
+		}
+		if err != nil || m.sub.State() != want {
+			t.Fatalf("end %d: %s, %v", n, m.sub.State(), err)
+		}
+	}
+	stop()
+	if err := <-acks; err != nil {
+		t.Fatal(err)
+	}
+	p.close()
+	m.close()
+}
+
 // The log fills while the end of a step is on its way: the step is dropped, its blocks are marked again.
 func TestFullLogBehindTheEnd(t *testing.T) {
 	rng, seed := seeded(t)
