@@ -66,8 +66,8 @@ func TestSendPace(t *testing.T) {
 	r.check(l, "c", 1, true)
 	r.change(&g, func(s *control.Settings) { s.SendEveryMS = time.Hour.Milliseconds() })
 	fill := proof.New(r.disks("a", 2)[1:], proof.Options{Seed: 12, Depth: 8, MaxBlocks: 64, Span: 16 << 20})
+	before := r.status("a")
 	for end := time.Now().Add(20 * time.Second); ; {
-		before := r.status("a")
 		runFor(t, fill, 100*time.Millisecond)
 		if now := r.status("a"); now.Applied > before.Applied+100 {
 			if used := float64(now.JournalUsed) / float64(now.JournalCapacity); used < 0.2 {
