@@ -22,6 +22,7 @@ var killSteps = []string{
 	control.StepPromoteMaps, control.StepPromoteCut, control.StepPromoteOpen, control.StepPromoteApply, control.StepPromoteServe,
 	control.StepPromoteRecord, control.StepSupersede,
 	control.PointGrow, control.PointResize,
+	control.PointCarryMake, control.PointCarry, control.PointCarried, control.PointCarryFront, control.PointCarryFree,
 }
 
 // killPoint makes the function that a role calls around each step of a move. With GANTLINE_TEST_HOOKS=1 and

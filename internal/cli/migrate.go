@@ -91,13 +91,18 @@ func (a *app) migrateStart() *cobra.Command {
 		"                the space and the time before the switch, and the source does its work and feeds two until then.\n" +
 		"                The source may die right after the switch: nothing is absent at the target. Choose it when\n" +
 		"                the source cannot be trusted to live, or hosts are not to wait for regions that are fetched.\n\n" +
+		"--backlog says what becomes of the writes that the secondary has not got when the target takes over:\n" +
+		"  drain  the source sends them. Until it has, it must live and reach the secondary.\n" +
+		"  carry  they move to the target, which sends them: with the link to the secondary down, and with gigabytes of them.\n" +
+		"         The target must have room for them besides all else. The source is not needed for them any more when\n" +
+		"         migrate show says that bytes.carried is bytes.carry_total. For asynchronous groups with a journal.\n\n" +
 		inFlightHelp
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "the target node")
 	f.StringArrayVar(&maps, "map", nil, "V1=V2: move V1 onto the existing V2, which is overwritten; may be repeated")
 	f.StringVar(&in.Journal, "journal", "", "existing journal of the target node")
 	f.StringVar(&in.Strategy, "strategy", "", "switch-first (default) or copy-first: when hosts are led to the target, see above")
-	f.StringVar(&in.Backlog, "backlog", "", "drain (default) or carry")
+	f.StringVar(&in.Backlog, "backlog", "", "drain (default) or carry: who sends what the secondary has not got at the cut, see above")
 	f.StringVar(&in.InFlight, "in-flight", "", "finish (default), hold or error: what becomes of requests under way, see above")
 	f.StringVar(&in.Paths, "paths", "", "all (default): all gateways are led to the target at once; one-by-one: each when the one before has confirmed")
 	f.BoolVar(&in.Mirror, "mirror", false, "keep the source up to date, as a way back")

@@ -49,6 +49,9 @@ const (
 	CallMigrateSource = "migrate.source" // MigrationID → MigrationStatus ; target to secondary: tells it, learns its cursors
 	CallMigrateSingle = "migrate.single" // MigrationSingle → {} ; target to secondary
 
+	CallMigrateCarry   = "migrate.carry"   // CarryAsk → CarryPage ; target to source: records that the secondary lacks
+	CallMigrateCarried = "migrate.carried" // MigrationID → CarryEnd ; target to source: it has them all, durably
+
 	CallMigrateChanged = "migrate.changed" // ChangedAsked → ChangedPage ; target to sealed source: what the secondary lacks
 )
 
@@ -237,7 +240,9 @@ type GroupStatus struct {
 	Applied  uint64 `json:"applied"` // secondary's own; at a primary what the secondary last told
 	Heard    bool   `json:"heard"`   // Applied and Acked are known in this run
 
-	LagBytes     int64   `json:"lag_bytes"`
+	LagBytes int64 `json:"lag_bytes"`
+	// CarriedBytes is what the secondary has still to get of the log that a move has carried here; a part of LagBytes.
+	CarriedBytes int64   `json:"carried_bytes,omitempty"`
 	LagSeconds   float64 `json:"lag_seconds"`
 	ChangedBytes int64   `json:"changed_bytes"`
 	Consistent   bool    `json:"consistent"`
@@ -292,7 +297,11 @@ type MigrationSpec struct {
 	Limit         int64             `json:"limit"`
 	Address       map[string]string `json:"address"`
 	Strategy      string            `json:"strategy,omitempty"` // empty: switch-first
+	Backlog       string            `json:"backlog,omitempty"`  // empty: drain
 }
+
+// Carries says that what the secondary has not got at the cut moves to the target, instead of being sent by the source.
+func (s *MigrationSpec) Carries() bool { return s.Backlog == BacklogCarry }
 
 // CopyFirst says that the target is filled before hosts are led to it.
 func (s *MigrationSpec) CopyFirst() bool { return s.Strategy == StrategyCopyFirst }
@@ -352,6 +361,8 @@ type MigrationCheck struct {
 	WriteBytes int64    `json:"write_bytes"` // source: bytes written per second just now
 	// LinkDown, at the source: the secondary cannot be reached from there. The move may begin before it is told.
 	LinkDown bool `json:"link_down"`
+	// CarrySize, at the source: bytes that a log of what the secondary lacks takes, with room for what comes until the cut.
+	CarrySize int64 `json:"carry_size"`
 }
 
 // Handover is what a sealed source gives to the target (S906): everything the target needs to go on at Cut+1.
@@ -383,6 +394,9 @@ type CopyState struct {
 	Resume bool `json:"resume"`  // a resync was asked for and has not ended
 	AtOnce bool `json:"at_once"` // it may leave the secondary inconsistent on the way
 
+	// LagMS is how old the oldest write is that the secondary has not got, in milliseconds.
+	LagMS int64 `json:"lag_ms,omitempty"`
+
 	Members []CopyMember `json:"members"`
 	// WANBytes is what the source, and those before it, had sent to the secondary.
 	WANBytes int64 `json:"wan_bytes"`
@@ -411,10 +425,41 @@ type ChangedPage struct {
 }
 
 // MigrationSingle asks a secondary to copy from the target alone. Abandon: also if it lacks records of the source, for the
-// target's changed map has what they touch.
+// target's changed map has what they touch, or the target has them itself. Cut, if not 0: the last of them, which the secondary
+// may not know yet because nobody feeds it.
 type MigrationSingle struct {
 	ID      string `json:"id"`
 	Abandon bool   `json:"abandon"`
+	Cut     uint64 `json:"cut,omitempty"`
+}
+
+// CarryAsk asks the source of a move that carries its backlog for the records from From on, once it is sealed; 0: for none. What
+// does not go into one answer is asked for piece by piece: At is the first byte wanted of their encoding.
+type CarryAsk struct {
+	ID   string `json:"id"`
+	From uint64 `json:"from"`
+	At   int64  `json:"at"`
+}
+
+// CarryPage is a piece of an encoded batch (wire), Total bytes long as a whole.
+type CarryPage struct {
+	Base  uint64 `json:"base"`  // the secondary has the records up to here durably
+	Cut   uint64 `json:"cut"`   // 0: not sealed yet
+	Size  int64  `json:"size"`  // bytes that a log of the records behind Base takes, as of now
+	Piece []byte `json:"piece"` // from At on
+	Total int64  `json:"total"`
+}
+
+// CarryEnd is the source's last word on what it sends: nothing more.
+type CarryEnd struct {
+	WANBytes int64 `json:"wan_bytes"` // it, and those before it, had sent to the secondary
+}
+
+// CarryStatus is how far the backlog of a move has come to its target, in bytes of a log that holds it.
+type CarryStatus struct {
+	Total int64 `json:"total"`
+	Done  int64 `json:"done"`
+	Whole bool  `json:"whole"` // all of it is there, durably: the source is not needed for it any more
 }
 
 // TableRow mirrors record.Row.
@@ -449,11 +494,13 @@ type MigrationStatus struct {
 	Copied  bool              `json:"copied"`  // target, copy-first: every region is here, durably, and it follows the source
 	Durable uint64            `json:"durable"` // secondary: the last record that it has durably
 	// Marked, at the target: the source's secondary was out of the stream. What it lacks up to the cut is marked here, and it
-	// need not have the cut.
-	Marked  bool   `json:"marked"`
-	Serving uint64 `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
-	Total   int64  `json:"regions_total"`
-	Present int64  `json:"regions_present"`
+	// need not have the cut. Or what it lacks up to the cut was carried here.
+	Marked bool `json:"marked"`
+	// Carry, at the target of a move that carries its backlog, once there is something to be told.
+	Carry   *CarryStatus `json:"carry,omitempty"`
+	Serving uint64       `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
+	Total   int64        `json:"regions_total"`
+	Present int64        `json:"regions_present"`
 	// Abandoned, at the target: it has been told that the secondary was given up.
 	Abandoned bool     `json:"abandoned,omitempty"`
 	AtRisk    []string `json:"at_risk"` // target: what only a source that is away has

@@ -223,6 +223,8 @@ type MoveSeen struct {
 	OnDemand     *int64   `json:"on_demand"`
 	Twice        *int64   `json:"twice"`
 	WANBytesSent *int64   `json:"wan_bytes_sent"`
+	Carried      *int64   `json:"carried,omitempty"`
+	CarryTotal   *int64   `json:"carry_total,omitempty"`
 }
 
 // MovedVolume maps one volume of the group onto its place at the target.
@@ -254,6 +256,21 @@ const (
 	StepSingle     = "single"     // S818, secondary
 	StepFill       = "fill"       // S911-916, S820-822, target
 	StepDeregister = "deregister" // S1601-1602, manager
+)
+
+// What becomes of the records that the secondary has not got at the cut of a move.
+const (
+	BacklogDrain = "drain" // the source sends them
+	BacklogCarry = "carry" // they move to the target, which sends them
+)
+
+// Points of the carrying at which tests kill a process.
+const (
+	PointCarryMake  = "carry-make"  // target: the log for it is made
+	PointCarry      = "carry"       // target: all of it is there; its record that it feeds the secondary with it
+	PointCarried    = "carried"     // source: its record that it sends nothing more
+	PointCarryFront = "carry-front" // target: it stands in front of its own log
+	PointCarryFree  = "carry-free"  // target: its space is given back
 )
 
 // Strategies of a move.
@@ -302,4 +319,20 @@ type Event struct {
 	Kind     string    `json:"kind"`
 	Cause    string    `json:"cause"`
 	Message  string    `json:"message"`
+}
+
+// CannotCarry says why what the secondary of a group lacks cannot be carried by a move; empty: it can.
+func CannotCarry(g *Group) string {
+	switch {
+	case g.Log == LogQueue:
+		return "--backlog carry moves a log on disk; this group keeps its log in memory (--log queue), and all of it has to be at the " +
+			"secondary before the cut: move it without --backlog carry"
+	case g.Mode == ModeSync:
+		return "--backlog carry is for asynchronous groups: what a synchronous secondary lacks stands in the changed map, which moves in " +
+			"any case: move it without --backlog carry"
+	case g.Mode == ModePeriodic:
+		return "--backlog carry is for asynchronous groups: what a periodic secondary lacks stands in the changed map, which moves in " +
+			"any case: move it without --backlog carry"
+	}
+	return ""
 }

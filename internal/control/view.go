@@ -131,6 +131,10 @@ type MovedBytesView struct {
 	Background *int64 `json:"background"`
 	OnDemand   *int64 `json:"on_demand"`
 	Twice      *int64 `json:"twice"`
+	// Carried of CarryTotal bytes of the log that the secondary has not got at the cut are at the target (--backlog carry); null: not
+	// known, or none is carried.
+	Carried    *int64 `json:"carried"`
+	CarryTotal *int64 `json:"carry_total"`
 }
 
 // VvolView is `vvol show`.

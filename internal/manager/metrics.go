@@ -145,6 +145,7 @@ func moveMetrics(mg *control.MigrationView, gauge, count figure) {
 	known(gauge, descRegions, mg.Regions.Present, mg.ID, "present")
 	known(count, descMoved, mg.Bytes.Background, mg.ID, "background")
 	known(count, descMoved, mg.Bytes.OnDemand, mg.ID, "on-demand")
+	known(count, descMoved, mg.Bytes.Carried, mg.ID, "carried")
 	if mg.PauseMS != nil {
 		gauge(descPause, *mg.PauseMS/1000, mg.ID)
 	}

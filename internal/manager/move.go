@@ -159,6 +159,9 @@ func mergeStatus(r *control.Migration, st *control.MigrationStatus) bool {
 	}
 	s.Total, s.Present = ptr(st.Total), ptr(st.Present)
 	s.Background, s.OnDemand, s.Twice = ptr(st.Background), ptr(st.OnDemand), ptr(st.TwiceBytes)
+	if c := st.Carry; c != nil {
+		s.Carried, s.CarryTotal = ptr(c.Done), ptr(c.Total)
+	}
 	return changed
 }
 

@@ -202,7 +202,7 @@ func TestMoveRefusals(t *testing.T) {
 		"of no group":       {control.MoveRequest{Group: "h", To: "b"}, control.KindNotFound, "group h"},
 		"of a volume":       {control.MoveRequest{Group: "a/v1", To: "b"}, control.KindRefused, "not built yet"},
 		"another strategy":  {control.MoveRequest{Group: "g", To: "b", Strategy: "copy-last"}, control.KindUsage, "copy-first"},
-		"carry":             {control.MoveRequest{Group: "g", To: "b", Backlog: "carry"}, control.KindRefused, "not built yet"},
+		"backlog":           {control.MoveRequest{Group: "g", To: "b", Backlog: "dump"}, control.KindUsage, "drain or carry"},
 		"paths":             {control.MoveRequest{Group: "g", To: "b", Paths: "some"}, control.KindUsage, "one-by-one"},
 		"mirror":            {control.MoveRequest{Group: "g", To: "b", Mirror: true}, control.KindRefused, "not built yet"},
 		"stop at":           {control.MoveRequest{Group: "g", To: "b", StopAt: "filled"}, control.KindUsage, "registered or switched"},

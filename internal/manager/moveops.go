@@ -50,7 +50,7 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 	s := control.MigrationSpec{
 		ID: mg.ID, Group: g.V, Source: mg.Source, Target: mg.Target, Secondary: g.V.Secondary, Volumes: mg.Volumes,
 		SourceJournal: mg.SourceJournal, TargetJournal: mg.TargetJournal, InFlight: mg.InFlight, Limit: mg.Limit,
-		Address: map[string]string{}, Strategy: mg.Strategy,
+		Address: map[string]string{}, Strategy: mg.Strategy, Backlog: mg.Backlog,
 	}
 	s.Group.Primary, s.Group.Epoch = mg.Source, mg.Epoch // also when the move has been decided since
 	for _, node := range []string{mg.Source, mg.Target, g.V.Secondary} {

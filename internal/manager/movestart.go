@@ -18,7 +18,7 @@ func checkMoveFlags(in *control.MoveRequest) error {
 		values []string
 	}{
 		{"strategy", &in.Strategy, []string{control.StrategySwitchFirst, control.StrategyCopyFirst}},
-		{"backlog", &in.Backlog, []string{"drain", "carry"}},
+		{"backlog", &in.Backlog, []string{control.BacklogDrain, control.BacklogCarry}},
 		{"in-flight", &in.InFlight, []string{inFlightFinish, inFlightHold, inFlightError}},
 		{"paths", &in.Paths, []string{control.PathsAll, control.PathsOneByOne}},
 	} {
@@ -27,8 +27,6 @@ func checkMoveFlags(in *control.MoveRequest) error {
 			*f.value = f.values[0]
 		case n < 0:
 			return control.Errorf(control.KindUsage, "--%s %q: it is %s", f.flag, *f.value, strings.Join(f.values, " or "))
-		case n > 0 && f.flag == "backlog":
-			return control.NotBuilt("migrate start --" + f.flag + " " + *f.value)
 		}
 	}
 	switch {
@@ -135,6 +133,9 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		return nil, nil, refuse("%s is its primary already", in.To)
 	case in.To == g.Secondary:
 		return nil, nil, refuse("%s is its secondary", in.To)
+	}
+	if why := control.CannotCarry(g); in.Backlog == control.BacklogCarry && why != "" {
+		return nil, nil, refuse("%s", why)
 	}
 	mg := &control.Migration{
 		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
@@ -295,6 +296,7 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 	if len(mg.MadeVolumes) > 0 {
 		space += data
 	}
+	space += checks[0].CarrySize
 	if free > 0 && space > free {
 		refusals = append(refusals, noRoom(mg.Target, space, free))
 	}
@@ -303,7 +305,7 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 		if err != nil {
 			return err
 		}
-		p.set(movePlan(mg, g, append(p.refusals(), refusals...), space, data, known))
+		p.set(movePlan(mg, g, append(p.refusals(), refusals...), space, data, checks[0].CarrySize, known))
 		p.free = free
 		return nil
 	}
@@ -317,7 +319,7 @@ func noRoom(node string, need, free int64) string {
 	return fmt.Sprintf("node %s: %d bytes are needed, %d are free", node, need, free)
 }
 
-func movePlan(mg *control.Migration, g *control.Group, refusals []string, space, data int64, known moveFigures) control.PlanView {
+func movePlan(mg *control.Migration, g *control.Group, refusals []string, space, data, carry int64, known moveFigures) control.PlanView {
 	v := control.PlanView{Refusals: refusals, SpaceBytes: &space, Seconds: known.seconds(mg.Limit, data), PauseMS: known.pauseMS}
 	add := func(format string, args ...any) { v.Plan = append(v.Plan, fmt.Sprintf(format, args...)) }
 	for _, name := range mg.MadeVolumes {
@@ -342,6 +344,10 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 	add("seal epoch %d at %s, go on in epoch %d at %s", mg.Epoch, mg.Source, mg.Epoch+1, mg.Target)
 	if !first {
 		add("copy %d bytes from %s to %s in the background", data, mg.Source, mg.Target)
+	}
+	if mg.Backlog == control.BacklogCarry {
+		add("carry the log of what %s has not got at the cut from %s to %s, which sends it: room for %d bytes", g.Secondary, mg.Source,
+			mg.Target, carry)
 	}
 	if mg.StopAt != "" {
 		add("stop when the move is %s, until `gantline migrate continue %s`", mg.StopAt, mg.ID)

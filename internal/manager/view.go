@@ -395,7 +395,8 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 	seen := rec.Seen
 	v.Phase, v.Steps, v.Cut, v.Epoch, v.PauseMS = mg.Phase, mg.Steps, seen.Cut, seen.Epoch, seen.PauseMS
 	v.Regions = control.RegionsView{Total: seen.Total, Present: seen.Present}
-	v.Bytes = control.MovedBytesView{Background: seen.Background, OnDemand: seen.OnDemand, Twice: seen.Twice}
+	v.Bytes = control.MovedBytesView{Background: seen.Background, OnDemand: seen.OnDemand, Twice: seen.Twice, Carried: seen.Carried,
+		CarryTotal: seen.CarryTotal}
 	v.WANBytesSent = seen.WANBytesSent
 	if v.Steps == nil {
 		v.Steps = []control.Step{}

@@ -72,6 +72,11 @@ type Record struct {
 	Aborted bool `json:"aborted,omitempty"`
 	// Abandoned, at source and target: the secondary is gone for good. Nobody waits for what it lacks.
 	Abandoned bool `json:"abandoned,omitempty"`
+	// Carried, at the target: what the secondary lacked of the source's log is here, durably. At the source: the target has said
+	// so, and nothing is sent from here any more.
+	Carried bool `json:"carried,omitempty"`
+	// CarriedBytes is, at the target, how much that was.
+	CarriedBytes int64 `json:"carried_bytes,omitempty"`
 	// Copying, at the target: the copy of a copy-first move has been begun.
 	Copying bool `json:"copying,omitempty"`
 	// WANBytes is, at the target, what the source had put on the link to the secondary when it was drained.

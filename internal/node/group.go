@@ -229,9 +229,13 @@ func (g *group) openLog(rec *groupRecord) error {
 	if err != nil {
 		return err
 	}
+	log, err := g.chained(rec, groupLog{jnl})
+	if err != nil {
+		return errors.Join(err, jnl.Close())
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.jnl, g.log = jnl, groupLog{jnl}
+	g.jnl, g.log = jnl, log
 	return nil
 }
 

@@ -36,6 +36,7 @@ var (
 	metricEpoch      = desc("group_epoch", "Epoch of the group's log here.", "group")
 	metricLagOps     = desc("group_lag_writes", "Records that the secondary has not applied; only where that is known.", "group")
 	metricLag        = desc("group_lag_bytes", "Bytes of writes that the secondary has not applied.", "group")
+	metricCarried    = desc("group_carried_bytes", "Bytes of a log that a move has carried here which the secondary has not got.", "group")
 	metricLagTime    = desc("group_lag_seconds", "Age of the oldest write that the secondary has not applied.", "group")
 	metricLate       = desc("group_late", "1 if the lag is longer than the group's --rpo.", "group")
 	metricStopped    = desc("group_copy_stopped", "1 if the secondary is behind and gets nothing.", "group")
@@ -64,7 +65,7 @@ var (
 	metricVolume     = desc("volume_info", "1 for each volume, with what it is.", "volume", "group", "role", "mode")
 	metricMove       = desc("migration_phase", "1 for the phase in which this node has a move that it is the target of.", "migration", "phase")
 	metricRegions    = desc("migration_regions", "Regions of a move at its target: all of them, and those that are here durably.", "migration", "which")
-	metricMoved      = desc("migration_bytes_total", "Bytes that a move's target has fetched, in background or on demand.", "migration", "kind")
+	metricMoved      = desc("migration_bytes_total", "Bytes that a move's target has fetched: in background, on demand, carried.", "migration", "kind")
 	metricPause      = desc("migration_pause_seconds", "How long a move's target has held hosts' requests.", "migration")
 )
 
@@ -155,6 +156,7 @@ func (s scrape) feed(g *control.GroupStatus) {
 	if g.Heard {
 		s.gauge(metricLagOps, float64(g.Appended-min(g.Applied, g.Appended)), g.Name)
 		s.gauge(metricLag, float64(g.LagBytes), g.Name)
+		s.gauge(metricCarried, float64(g.CarriedBytes), g.Name)
 		s.gauge(metricLagTime, g.LagSeconds, g.Name)
 	}
 	if g.RTTMS != nil {
@@ -227,6 +229,9 @@ func (s scrape) move(m *control.MigrationStatus) {
 	s.gauge(metricRegions, float64(m.Present), m.ID, "present")
 	s.count(metricMoved, float64(m.Background), m.ID, "background")
 	s.count(metricMoved, float64(m.OnDemand), m.ID, "on-demand")
+	if m.Carry != nil {
+		s.count(metricMoved, float64(m.Carry.Done), m.ID, "carried")
+	}
 	if m.PauseMS != nil {
 		s.gauge(metricPause, *m.PauseMS/1000, m.ID)
 	}

@@ -38,6 +38,7 @@ func (m *move) stop() {
 	m.work.Wait()
 	if m.ops != nil {
 		m.ops.copy.Load().end()
+		m.ops.carry.Load().end()
 		m.ops.close()
 	}
 }
@@ -222,6 +223,9 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 		bad = append(bad, fmt.Sprintf("group %s is in epoch %d here, not %d", spec.Group.Name, st.Epoch, spec.Group.Epoch))
 	}
 	d := n.state.view()
+	if spec.Carries() {
+		bad = append(bad, g.carryRefusals()...)
+	}
 	if st.Role == control.RolePrimary {
 		if why := g.unmovable(&st); why != "" {
 			bad = append(bad, why)
@@ -290,6 +294,13 @@ func (n *Node) checkMove(spec control.MigrationSpec) (control.MigrationCheck, er
 		if g := n.group(spec.Group.Name); g != nil {
 			st := g.status()
 			c.Backlog, c.LinkDown = st.LagBytes, !st.LinkUp
+			if spec.Carries() && len(c.Refusals) == 0 {
+				_, size, err := g.backlog()
+				if err != nil {
+					return c, err
+				}
+				c.CarrySize = withSlack(size)
+			}
 		}
 		for _, mv := range spec.Volumes {
 			_, name := splitName(mv.Source)

@@ -25,6 +25,7 @@ func (g *group) copyState() control.CopyState {
 		return c
 	}
 	h := g.sub.Heritage()
+	c.LagMS = g.sub.Lag().Age.Milliseconds()
 	c.Suspended, c.Sync, c.Stale, c.Relied, c.Applied = h.Suspended, h.Sync, uint64(h.Stale), uint64(h.Relied), uint64(h.Applied)
 	c.Marked = g.sub.ChangedBytes() > 0
 	if c.Suspended {
@@ -180,8 +181,11 @@ func (g *group) runInitial(whole context.Context) (held bool, err error) {
 // copied before it has said what of them has arrived.
 func (g *group) awaitsSource() bool {
 	for _, m := range g.n.state.view().Moves {
-		if m.Spec.Group.Name == g.name && m.Role == control.RoleTarget && m.Stage == migrate.Opened && m.Handover.Copy.Marked &&
-			!m.Handover.Copy.Suspended {
+		if m.Spec.Group.Name != g.name || m.Role != control.RoleTarget || m.Handover == nil || m.Handover.Copy.Suspended {
+			continue
+		}
+		// With a backlog that is carried, a step must not begin before what it carries stands in the log, or in the map.
+		if m.Stage == migrate.Opened && (m.Handover.Copy.Marked || m.Spec.Carries()) || m.Stage == migrate.Drained && m.Spec.Carries() {
 			return true
 		}
 	}

@@ -101,6 +101,11 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, i
 	}
 	if m.ops != nil {
 		m.ops.copy.Load().end() // it writes to the volumes by itself
+		if err := m.ops.dropCarry(); err != nil {
+			return err
+		}
+	} else if err := n.removeMap(n.carriedPath(m.id)); err != nil {
+		return err
 	}
 	// What is relayed ends while the move is known: if it does not, the call is repeated and goes on here.
 	if err := n.sendAway(ctx, moved); err != nil {
@@ -281,6 +286,9 @@ func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*blo
 			d.give(name, volume, to)
 		}
 		change(d)
+		if r := d.Groups[name]; r != nil {
+			r.Carried = nil
+		}
 		return nil
 	})
 	if err != nil {
@@ -292,7 +300,10 @@ func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*blo
 	if g == nil || rec == nil {
 		return nil
 	}
-	return g.release(ctx, rec, moved)
+	if err := g.release(ctx, rec, moved); err != nil || rec.Carried == nil {
+		return err
+	}
+	return n.removeMap(rec.Carried.Device)
 }
 
 func (n *Node) removePresentMaps(rec *migrate.Record) {

@@ -38,6 +38,9 @@ func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, erro
 		if err := g.ready(); err != nil {
 			return nil, refused("migration %s: %v", id, err)
 		}
+		if bad := g.carryRefusals(); rec.Spec.Carries() && len(bad) > 0 { // its settings were changed since
+			return nil, refused("migration %s: %s", id, bad[0])
+		}
 		if rec.Spec.CopyFirst() {
 			if err := g.feedsTarget(); err != nil {
 				return &control.Handover{Behind: err.Error()}, nil // it will be: nothing is refused for good
@@ -171,8 +174,8 @@ func (n *Node) retire(ctx context.Context, m *move, rec *migrate.Record) error {
 	})
 }
 
-// drained: the secondary has all up to the cut durably, or has been out of the stream when this node was sealed and gets
-// nothing from here any more.
+// drained: the secondary has all up to the cut durably, or gets nothing from here any more, because it has been out of the
+// stream when this node was sealed, or because the target has what it lacks.
 func (g *group) drained() bool {
 	g.mu.Lock()
 	vg, sub := g.vg, g.sub
@@ -181,7 +184,7 @@ func (g *group) drained() bool {
 		return false
 	}
 	cut, _, ok := vg.Sealed()
-	return ok && hasAll(sub, cut)
+	return ok && (hasAll(sub, cut) || g.n.carriedAway(g.name))
 }
 
 func hasAll(sub *volume.Subscriber, cut record.Seq) bool {

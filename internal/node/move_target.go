@@ -34,6 +34,7 @@ type targetOps struct {
 	opened bool // saved so; Save's alone, which the machine calls under its lock
 
 	copy    atomic.Pointer[copyFirst] // copy-first, until the cut
+	carry   atomic.Pointer[carrier]   // of the backlog, until it stands in front of the group's log
 	modes   sync.Mutex                // mode changes of the move
 	holding bool                      // the machine has begun to hold
 }
@@ -91,6 +92,7 @@ func (n *Node) startTarget(m *move, rec *migrate.Record) error {
 	target := migrate.NewTarget(rec, m.ops, n.log, n.cfg.Point)
 	m.target.Store(target)
 	m.ops.startCopy(rec)
+	m.ops.startCarry(rec)
 	m.work.Go(func() {
 		if err := target.Run(m.ops.ctx); err != nil && m.ops.ctx.Err() == nil {
 			n.log.Error("move stopped", "id", m.id, "cause", err)
@@ -170,7 +172,7 @@ func (o *targetOps) group() *group { return o.n.group(o.spec.Group.Name) }
 // Save also makes this node the group's primary in its own record, in the same write that opens e+1. That one ends with
 // the first copy: one sync less for hosts to wait for, and the next Save brings the second. Dead in between, the first counts.
 func (o *targetOps) Save(r *migrate.Record) error {
-	if r.Stage == migrate.Drained {
+	if r.Stage == migrate.Drained || r.Stage == migrate.Single {
 		defer o.group().pokeCopy() // see awaitsSource
 	}
 	update := o.n.state.update
@@ -181,6 +183,9 @@ func (o *targetOps) Save(r *migrate.Record) error {
 		g := d.Groups[r.Spec.Group.Name]
 		if g == nil || g.Role == control.RoleSuperseded {
 			return refused("migration %s was cancelled meanwhile", r.Spec.ID)
+		}
+		if old := d.Moves[r.Spec.ID]; r.Carried && (old == nil || !old.Carried) {
+			g.Carried = o.carry.Load().record()
 		}
 		d.Moves[r.Spec.ID] = r
 		switch {
@@ -227,6 +232,9 @@ func (o *targetOps) Pend(ctx context.Context) error {
 // Near is where a copy-first move waits before it holds anybody: it holds them only for what a moment's writes take. After a restart they
 // may be held already; they go back to the source then, unless that is sealed.
 func (o *targetOps) Near(ctx context.Context) error {
+	if err := o.nearCarry(ctx); err != nil {
+		return err
+	}
 	c := o.copy.Load()
 	if c == nil {
 		return nil
@@ -394,10 +402,24 @@ func (o *targetOps) Reopen(ctx context.Context) error {
 	return err
 }
 
+// Drained drops what was being carried here if it turns out that nobody needs it.
 func (o *targetOps) Drained(ctx context.Context) (bool, int64, error) {
+	done, bytes, err := o.drained(ctx)
+	if rec, _ := o.m.target.Load().View(); done && err == nil && !rec.Carried {
+		err = o.dropCarry()
+	}
+	return done, bytes, err
+}
+
+func (o *targetOps) drained(ctx context.Context) (bool, int64, error) {
 	rec, _ := o.m.target.Load().View()
 	if c := &rec.Handover.Copy; c.Suspended {
 		return true, c.WANBytes, nil // the source has nothing that the secondary is to get
+	}
+	if o.spec.Carries() && (rec.Carried || !rec.Abandoned) {
+		if done, bytes, err := o.drainedHere(ctx); done || err != nil {
+			return done, bytes, err
+		}
 	}
 	if rec.Abandoned {
 		return true, rec.Handover.Copy.WANBytes, nil
@@ -445,7 +467,10 @@ func (o *targetOps) Single(ctx context.Context) error {
 		return err
 	}
 	rec, _ := o.m.target.Load().View()
-	in := control.MigrationSingle{ID: o.spec.ID, Abandon: rec.Handover.Copy.Suspended}
+	in := control.MigrationSingle{ID: o.spec.ID, Abandon: rec.Handover.Copy.Suspended || rec.Carried}
+	if rec.Carried {
+		in.Cut = rec.Cut()
+	}
 	return o.n.call(ctx, o.spec.Secondary, control.CallMigrateSingle, in, nil)
 }
 

@@ -187,6 +187,9 @@ func start(ctx context.Context, cfg Config) (*Node, error) {
 	if err := n.askPeers(d); err != nil {
 		return nil, errors.Join(err, n.stop())
 	}
+	if err := n.sweepCarried(); err != nil {
+		n.log.Warn("room that nobody needs is not given back", "cause", err)
+	}
 	if err := n.startGroups(st.view()); err != nil {
 		return nil, errors.Join(err, n.stop())
 	}

@@ -111,6 +111,9 @@ func (n *Node) ownGroup(name string) (control.GroupView, bool) {
 		v.State, v.Sequence = &st.State, control.SequenceView{Appended: &st.Appended, Durable: &st.Durable, Sent: &st.Sent, Acked: &st.Acked}
 		v.ChangedBytes, v.BlockedOn, v.Copy = &st.ChangedBytes, &st.BlockedOn, st.Copy
 		v.Journal = control.JournalSpaceView{UsedBytes: &st.JournalUsed, CapacityBytes: &st.JournalCapacity}
+		if !n.sharesSending(name) {
+			v.WANBytesSent = &st.WANBytesSent // with what those before have sent
+		}
 	}
 	return v, true
 }
@@ -148,10 +151,25 @@ func (n *Node) ownMigration(name string) (control.MigrationView, bool) {
 	if found.Role == control.RoleTarget {
 		v.Regions = control.RegionsView{Total: &st.Total, Present: &st.Present}
 		v.Bytes = control.MovedBytesView{Background: &st.Background, OnDemand: &st.OnDemand, Twice: &st.TwiceBytes}
+		if st.Carry != nil {
+			v.Bytes.Carried, v.Bytes.CarryTotal = &st.Carry.Done, &st.Carry.Total
+		}
 	}
 	v.AtRisk = append(v.AtRisk, st.AtRisk...)
 	if v.Steps == nil {
 		v.Steps = []control.Step{}
 	}
 	return v, true
+}
+
+// sharesSending: in a move to or from here, source and target may both have sent to the secondary since the cut, and neither
+// knows the sum.
+func (n *Node) sharesSending(group string) bool {
+	for _, m := range n.state.view().Moves {
+		if m.Spec.Group.Name == group && (m.Role == control.RoleTarget && m.Stage == migrate.Opened ||
+			m.Role == control.RoleSource && m.Stage == migrate.Registered) {
+			return true
+		}
+	}
+	return false
 }

@@ -196,7 +196,7 @@ func (g *group) feedFrom(secondary string) {
 		Hurry:       g.hurries,
 		CutOff:      func(err error) bool { return errors.Is(err, volume.ErrTrimmed) || errors.Is(err, volume.ErrSuspended) },
 		Hello:       wire.Hello{Role: "node", Name: g.n.cfg.Name, Instance: g.n.instance, Group: g.name},
-		Dial:        g.n.dialer(secondary),
+		Dial:        g.dialUnlessSilent(g.n.dialer(secondary)),
 		Sent:        g.wan.add,
 		Compress:    func() wire.Method { return wire.Method(g.compress.Load()) },
 		Pace:        pace.Chain{g.limit, link.limit},
@@ -212,6 +212,9 @@ func (g *group) feedFrom(secondary string) {
 	feed.work.Go(func() { g.sub.Watch(feed.ctx, g.linked) })
 	feed.work.Go(func() { g.comeBack(feed.ctx) })
 	feed.work.Go(func() { g.heed(feed.ctx, snd, secondary) })
+	if rec := g.n.state.group(g.name); rec != nil && rec.Carried != nil {
+		g.watchFront()
+	}
 }
 
 func (g *group) subscriberEvent(e volume.SubscriberEvent) {

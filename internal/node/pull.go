@@ -139,6 +139,9 @@ func (g *group) servePull(ctx context.Context, in *wire.Incoming) error {
 	case in.Peer.Name != rec.Spec.Group.Secondary:
 		return refused("group %s: its secondary is %s, not %s", g.name, rec.Spec.Group.Secondary, in.Peer.Name)
 	}
+	if err := g.silent(); err != nil {
+		return &wire.Error{Kind: wire.KindUnavailable, Message: err.Error()}
+	}
 	return snd.Handle(ctx, in)
 }
 

@@ -148,8 +148,7 @@ func (n *Node) moveRefill(ctx context.Context, in control.MigrationRefill) (cont
 	case !st.State.Consistent:
 		return control.MigrationRefilled{}, refused("group %s is inside a resync on node %s", g.name, n.cfg.Name)
 	case uint64(st.State.Applied) < in.Cut:
-		return control.MigrationRefilled{}, refused("it has the records up to %d, the cut is %d: those between are at %s only", st.State.Applied,
-			in.Cut, rec.Spec.Source)
+		return control.MigrationRefilled{}, refused("it has the records up to %d, and still lacks those up to the cut, %d", st.State.Applied, in.Cut)
 	case in.Length < 0 || in.Length > maxRefill:
 		return control.MigrationRefilled{}, invalid("a refill of %d bytes; at most %d", in.Length, maxRefill)
 	}
@@ -178,6 +177,10 @@ func (o *targetOps) risks(d *targetDisk) (list []string, blocked string) {
 	}
 	if len(list) == 0 {
 		return nil, ""
+	}
+	if rec := o.n.state.view().Moves[o.spec.ID]; rec != nil && rec.Carried {
+		return list, fmt.Sprintf("what is absent was at %s, which is away; %s gives it once it has the records up to the cut, which this node "+
+			"sends (%v)", o.spec.Source, o.spec.Secondary, why)
 	}
 	return list, fmt.Sprintf("what is absent is at %s only, which is away (secondary %s: %v); start it. If it is gone for good, `gantline group "+
 		"promote %s --force` has %s serve what it has", o.spec.Source, o.spec.Secondary, why, o.spec.Group.Name, o.spec.Secondary)

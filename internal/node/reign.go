@@ -215,6 +215,9 @@ func (n *Node) superseded(ctx context.Context, r control.Reign) (control.Superse
 	if err := g.turnAway(ctx, rec, r); err != nil { // a source that was just reopening may have let hosts in: see reopen
 		return control.SupersededReply{}, err
 	}
+	if err := n.sweepCarried(); err != nil {
+		n.log.Warn("room that nobody needs is given back at the next start", "group", r.Name, "cause", err)
+	}
 	g.retire(r)
 	g.letFinish(ctx, rec)
 	return control.SupersededReply{Appended: uint64(vg.Appended())}, nil
@@ -296,10 +299,18 @@ func (g *group) startSuperseded(rec *groupRecord) error {
 	if len(rec.Members) == 0 {
 		return nil
 	}
-	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil || rec.CutMarked {
+	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil {
 		return err
 	}
-	return g.markBehindCut(g.sub, *rec.Superseded)
+	if !rec.CutMarked {
+		if err := g.markBehindCut(g.sub, *rec.Superseded); err != nil {
+			return err
+		}
+	}
+	if rec.Carried != nil { // marked as well: it may go
+		g.watchFront()
+	}
+	return nil
 }
 
 // markBehindCut takes the promoted node out of the stream with all marked that lies behind the cut, and records that: what it had
@@ -320,22 +331,33 @@ func (g *group) markBehindCut(sub *volume.Subscriber, r control.Reign) error {
 	})
 }
 
-// heed looks whether the secondary refuses the stream because it was promoted.
+// heed looks whether the secondary refuses the stream because it was promoted. One that sends nothing yet (silent) asks instead.
 func (g *group) heed(ctx context.Context, snd *sender.Sender, secondary string) {
 	tick := time.NewTicker(heedEvery)
 	defer tick.Stop()
+	var asked time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		var r control.Reign
 		st := snd.Status()
 		row, ok := st.ReceiversTable.Current()
-		if st.State != sender.StateRefused || st.Reason != string(receiver.ReasonSuperseded) || !ok || row.Node != secondary {
+		switch {
+		case st.State == sender.StateRefused && st.Reason == string(receiver.ReasonSuperseded) && ok && row.Node == secondary:
+			r = control.Reign{Name: g.name, Node: row.Node, Epoch: row.Epoch, Cut: uint64(firstOf(st.ReceiversTable, row.Epoch) - 1)}
+		case time.Since(asked) >= tellEvery && g.silent() != nil:
+			call, cancel := context.WithTimeout(ctx, tellPatience)
+			err := g.n.call(call, secondary, control.CallGroupReign, control.NameOnly{Name: g.name}, &r)
+			cancel()
+			if asked = time.Now(); err != nil {
+				continue
+			}
+		default:
 			continue
 		}
-		r := control.Reign{Name: g.name, Node: row.Node, Epoch: row.Epoch, Cut: uint64(firstOf(st.ReceiversTable, row.Epoch) - 1)}
 		if superseding(g.n.state.view().Groups[g.name], r) != nil {
 			continue
 		}

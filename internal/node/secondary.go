@@ -192,6 +192,11 @@ func (n *Node) moveSingle(in control.MigrationSingle) error {
 	}
 	target := record.EpochID{Number: rec.TargetEpoch(), Node: rec.Spec.Target}
 	n.cfg.Point(control.StepSingle, "before")
+	if in.Cut != 0 {
+		if err := g.receiver().Believe(receiver.Permit{Epoch: target, First: record.Seq(in.Cut) + 1}); err != nil {
+			return err
+		}
+	}
 	if err := g.receiver().Single(target, in.Abandon); err != nil {
 		return err
 	}

@@ -314,6 +314,10 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 		return with(params, func(in control.CopyTaken) (any, error) { return struct{}{}, n.moveTaken(in) })
 	case control.CallMigrateTip:
 		return with(params, n.moveTip)
+	case control.CallMigrateCarry:
+		return with(params, n.moveCarry)
+	case control.CallMigrateCarried:
+		return with(params, func(in control.MigrationID) (any, error) { return n.moveCarried(in.ID) })
 	case control.CallMigrateReopen:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveReopen(ctx, in.ID) })
 	case control.CallMigrateAbandon:

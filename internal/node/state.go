@@ -78,6 +78,8 @@ type groupRecord struct {
 	// RemovedAt has, at a primary, the sequences at which volumes have left by command: their secondaries are to have applied
 	// them before they let go too. Those of pairs that the manager does not know any more are forgotten.
 	RemovedAt map[uint16]record.Seq `json:"removed_at,omitempty"`
+	// Carried is, at a primary, the log of what was carried here by a move, until the secondary has it.
+	Carried *carriedRecord `json:"carried,omitempty"`
 	// WANBase is what other nodes had sent to the secondary before this one became primary.
 	WANBase int64 `json:"wan_base"`
 }

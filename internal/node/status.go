@@ -204,6 +204,7 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 		ms := float64(snd.RTT.Microseconds()) / 1000
 		st.RTTMS = &ms
 	}
+	_, st.CarriedBytes = g.vg.CarriedLeft(secondaryName)
 	lag := g.sub.Lag()
 	st.LagBytes, st.LagSeconds = lag.Bytes, lag.Age.Seconds()
 	st.ChangedBytes = g.sub.ChangedBytes()
@@ -386,7 +387,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
 	st.Abandoned = rec.Abandoned
 	if cut := rec.Cut(); cut > 0 {
-		st.Cut, st.Marked = &cut, rec.Handover.Copy.Suspended
+		st.Cut, st.Marked = &cut, rec.Handover.Copy.Suspended || rec.Carried
 	}
 	if g != nil {
 		g.mu.Lock()
@@ -424,6 +425,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	if c := m.ops.copy.Load(); c != nil && !rec.Did(control.StepFill) {
 		c.status(st)
 	}
+	m.ops.carryStatus(st, &rec)
 	st.Background += rec.Background
 	st.OnDemand += rec.OnDemand
 }

@@ -59,6 +59,7 @@ func (s *Subscriber) Lag() Lag {
 		lag.Bytes, lag.Age = s.ChangedBytes(), time.Since(began)-lacks.since
 		return lag
 	}
+	carried, since, some := s.g.carriedLeft(applied)
 	s.g.recentMu.Lock()
 	defer s.g.recentMu.Unlock()
 	q := &s.g.extents
@@ -69,6 +70,9 @@ func (s *Subscriber) Lag() Lag {
 		oldest := q.at(min(max(applied+1, q.first), q.next()-1))
 		lag.Bytes = int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length)
 		lag.Age = time.Since(began) - oldest.at
+	}
+	if some && !lacks.known {
+		lag.Bytes, lag.Age = lag.Bytes+carried, max(lag.Age, time.Since(began)-since)
 	}
 	return lag
 }

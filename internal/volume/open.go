@@ -93,9 +93,9 @@ func (g *Group) recover() error {
 	if err := g.done.decode(g.meta.done); err != nil {
 		return fmt.Errorf("%w: %w", ErrMeta, err)
 	}
-	c := g.log.Cursors()
-	g.ckpt = max(g.meta.Checkpoint, c.Trimmed)
-	g.covered.Store(uint64(c.Trimmed))
+	c, own := g.log.Cursors(), g.ownFrom()
+	g.ckpt = max(g.meta.Checkpoint, own)
+	g.covered.Store(uint64(own))
 	upTo := c.Appended
 	if g.meta.Following {
 		upTo = min(upTo, max(g.meta.Applied, g.ckpt))
@@ -107,7 +107,7 @@ func (g *Group) recover() error {
 	g.durable.Store(uint64(c.Durable))
 	g.tip.Store(uint64(g.ckpt))
 	g.roundTip = g.ckpt
-	if err := g.replay(c.Trimmed+1, upTo); err != nil {
+	if err := g.replay(own+1, upTo); err != nil {
 		return err
 	}
 	g.tip.Store(uint64(max(upTo, g.ckpt)))

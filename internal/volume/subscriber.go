@@ -183,6 +183,9 @@ func (s *Subscriber) start() (known metaSub, ok bool) {
 		s.markAll()
 	}
 	acked = min(max(acked, trimmed), s.g.Tip())
+	if acked <= s.g.ownFrom() { // of what was carried here it has what is freed, for sure
+		acked = trimmed
+	}
 	s.relied = min(known.Relied, s.g.Tip()) // a log that has lost its end to a loss of power takes it back from the subscriber
 	s.acked, s.stored, s.durable, s.applied = acked, acked, acked, acked
 	if s.lapsed { // it has what it had said, and not what has been lost here
@@ -749,14 +752,15 @@ func (s *Subscriber) flushMaps() error {
 // Waiting is how many bytes the records above after touch. Of records so far behind that memory has no list of them any
 // more it knows nothing: the answer is then less than what waits, and at least what the list has.
 func (g *Group) Waiting(after record.Seq) int64 {
+	carried, _, _ := g.carriedLeft(after)
 	g.recentMu.Lock()
 	defer g.recentMu.Unlock()
 	q := &g.extents
 	if q.n == 0 || after+1 >= q.next() {
-		return 0
+		return carried
 	}
 	oldest := q.at(max(after+1, q.first))
-	return int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length)
+	return carried + int64(q.at(q.next()-1).total-oldest.total) + int64(oldest.length)
 }
 
 // ChangedBytes is what the subscriber lacks besides the stream.
