@@ -152,6 +152,19 @@ func (g *Group) ownFrom() record.Seq {
 	return g.log.Cursors().Trimmed
 }
 
+// heldFrom is the first record from one on that the log has or will have. Between a front and the log behind it some may be
+// missing: those that a subscriber out of the stream had marked, durably, before the front was put there.
+func (g *Group) heldFrom(from record.Seq) record.Seq {
+	own := g.log
+	if c, ok := own.(*Chain); ok {
+		if trimmed, cut := c.carried(); max(from, trimmed+1) <= cut {
+			return max(from, trimmed+1)
+		}
+		own = c.Log
+	}
+	return max(from, own.Cursors().Trimmed+1)
+}
+
 // PutFront puts in front of the group's log what its subscriber still lacks of the log before: records up to cut, where
 // this one began, all durable. One in the stream gets them before all that is numbered here; for one that is out of it
 // they are marked, durably, and may go. age is how old the oldest of them is, bytes how much data they have. The front is

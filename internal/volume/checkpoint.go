@@ -234,7 +234,11 @@ func (g *Group) unneeded(upTo record.Seq) record.Seq {
 			upTo = min(upTo, g.log.Cursors().Trimmed)
 		default:
 			// With a log in memory one that was cut off too: the marks in doubt are not in its map before it is here.
-			upTo = min(upTo, s.Acked)
+			acked := s.Acked
+			if acked <= g.ownFrom() { // of what was carried here it has what is freed, for sure: see Subscriber.start
+				acked = g.log.Cursors().Trimmed
+			}
+			upTo = min(upTo, acked)
 		}
 	}
 	g.metaMu.Unlock()

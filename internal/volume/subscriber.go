@@ -643,8 +643,7 @@ func (s *Subscriber) markRange(from, upTo record.Seq) error {
 // eachExtent calls fn for what each of the records from..upTo touches, by the list in memory, or the log where that does
 // not reach.
 func (g *Group) eachExtent(from, upTo record.Seq, fn func(*extentRef)) error {
-	from = max(from, g.log.Cursors().Trimmed+1)
-	for from <= upTo {
+	for from = g.heldFrom(from); from <= upTo; from = g.heldFrom(from) {
 		if next, ok := g.eachListed(from, upTo, fn); ok {
 			from = next
 			continue
