@@ -298,7 +298,12 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 	}
 	space += checks[0].CarrySize
 	if free > 0 && space > free {
-		refusals = append(refusals, noRoom(mg.Target, space, free))
+		why := noRoom(mg.Target, space, free)
+		if carry := checks[0].CarrySize; carry > 0 {
+			why += fmt.Sprintf(": %d of them for what %s has not got (--backlog carry): make room below its data directory, or move without", carry,
+				g.Secondary)
+		}
+		refusals = append(refusals, why)
 	}
 	if p := planOf(ctx); p != nil {
 		known, err := m.figures(ctx, mg)

@@ -14,6 +14,7 @@ import (
 	"gantline/internal/migrate"
 	"gantline/internal/record"
 	"gantline/internal/volume"
+	"gantline/internal/wire"
 )
 
 // carriedRecord is the log of what a move has carried here. It stands in front of the group's own log until the secondary has
@@ -77,6 +78,27 @@ func (g *group) chained(rec *groupRecord, log volume.Log) (volume.Log, error) {
 	return volume.NewChain(log, groupLog{jnl}, record.Seq(c.Cut), c.Bytes), nil
 }
 
+// tellCarried tells the source once more, if it did not hear of it, that it need not send what was carried here: one that was
+// away would send all of it beside this node when it is back. Nobody waits for it.
+func (g *group) tellCarried(ctx context.Context) (told bool) {
+	rec := g.n.state.group(g.name)
+	if rec == nil || rec.Carried == nil {
+		return true
+	}
+	m := g.n.state.view().Moves[rec.Carried.Move]
+	if m == nil || m.Stage == migrate.Deregistered {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, carryGrace)
+	defer cancel()
+	err := g.n.call(ctx, m.Spec.Source, control.CallMigrateCarried, control.MigrationID{ID: rec.Carried.Move}, nil)
+	if err == nil {
+		return true
+	}
+	kind := wire.KindOf(err)
+	return kind == wire.KindRefused || kind == wire.KindNotFound // it has left the move, and sends nothing
+}
+
 // frontLook is how often is looked whether the secondary has what was carried here.
 const frontLook = 200 * time.Millisecond
 
@@ -86,12 +108,15 @@ func (g *group) watchFront() {
 	g.run.begin(func() {
 		tick := time.NewTicker(frontLook)
 		defer tick.Stop()
-		told := ""
+		told, sourceTold, asked := "", false, time.Time{}
 		for {
 			select {
 			case <-g.run.ctx.Done():
 				return
 			case <-tick.C:
+			}
+			if !sourceTold && time.Since(asked) >= tellEvery {
+				sourceTold, asked = g.tellCarried(g.run.ctx), time.Now()
 			}
 			done, err := g.freeFront(g.run.ctx)
 			if err != nil && g.run.ctx.Err() == nil && err.Error() != told {
@@ -112,6 +137,13 @@ func (g *group) freeFront(ctx context.Context) (done bool, err error) {
 		return true, nil
 	}
 	c := *rec.Carried
+	if c.Freed { // and not removed
+		if err := vg.TakeFront(); err != nil {
+			return false, err
+		}
+		err := g.n.dropCarried(g.name, &c)
+		return err == nil, err
+	}
 	if sub := vg.Subscriber(secondaryName); sub != nil && sub.State() == volume.SubStreaming && g.n.abandoned(c.Move) {
 		if err := sub.Suspend("the secondary was given up"); err != nil {
 			return false, err

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,18 +109,18 @@ func (n *Node) moveCarry(in control.CarryAsk) (control.CarryPage, error) {
 	if err != nil {
 		return control.CarryPage{}, fmt.Errorf("migration %s: what is to be carried: %w", in.ID, err)
 	}
-	if recs[0].Seq != record.Seq(in.From) {
-		return control.CarryPage{}, fmt.Errorf("migration %s: the log has record %d behind %d, and nothing between", in.ID, recs[0].Seq, in.From-1)
+	if len(recs) == 0 || recs[0].Seq != record.Seq(in.From) {
+		return control.CarryPage{}, fmt.Errorf("migration %s: the log has no record %d", in.ID, in.From)
 	}
 	parts, err := wire.EncodeBatch(wire.Batch{Records: recs})
 	if err != nil {
 		return control.CarryPage{}, fmt.Errorf("migration %s: %w", in.ID, err)
 	}
-	skip := in.At
+	skip, piece := in.At, int64(cmp.Or(n.cfg.carryPiece, carryPiece))
 	for _, p := range parts {
 		length := int64(len(p))
 		page.Total += length
-		if from, room := min(max(skip, 0), length), carryPiece-int64(len(page.Piece)); room > 0 {
+		if from, room := min(max(skip, 0), length), piece-int64(len(page.Piece)); room > 0 {
 			page.Piece = append(page.Piece, p[from:min(length, from+room)]...)
 		}
 		skip -= length

@@ -50,10 +50,11 @@ type Config struct {
 	// Ready is told the real addresses once all is served.
 	Ready func(listen, nbd, http string)
 
-	patience  volume.SyncConfig // times of synchronous groups; tests are less patient
-	started   func(*Node)       // tests look inside
-	copyBytes int64             // copied blocks of a group that are on their way at most; 0: the volume's default
-	linkRetry time.Duration     // tests cut links more often than users do; 0: the sender's default
+	patience   volume.SyncConfig // times of synchronous groups; tests are less patient
+	started    func(*Node)       // tests look inside
+	copyBytes  int64             // copied blocks of a group that are on their way at most; 0: the volume's default
+	linkRetry  time.Duration     // tests cut links more often than users do; 0: the sender's default
+	carryPiece int               // of a batch in one answer to a target that carries a backlog; 0: carryPiece
 }
 
 // Devices opens what lies below volumes, journals and maps. Tests put devices in its place that lose power.

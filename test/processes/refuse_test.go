@@ -145,7 +145,7 @@ func TestBadInput(t *testing.T) {
 		{2, "group create g3 --primary a --secondary c --log queue --mode sync", "queue"},
 		{2, "group create g3 --primary a --secondary c --log queue --primary-journal a/j", "queue"},
 		{2, "migrate start db --to b --strategy copy-last", "copy-first"},
-		{4, "migrate start db --to b --backlog carry", "free"},
+		{4, "migrate start db --to b --backlog carry", "(--backlog carry): make room"},
 		{4, "migrate start db --to b --mirror", "not built yet"},
 		{4, "group promote db", "--force"},
 		{3, "group promote none --force", "none"},
