@@ -135,7 +135,7 @@ func (n *Node) registerAtSource(rec *migrate.Record) error {
 		return refused("migration %s: %s", rec.Spec.ID, bad[0])
 	}
 	g := n.group(rec.Spec.Group.Name)
-	if sub, _, _ := g.feeds(); sub == nil { // it has never had a pair: see fed
+	if sub, _, _ := g.feeds(); sub == nil && rec.Spec.Secondary != "" { // it has never had a pair: see fed
 		if err := g.startFeed(rec.Spec.Secondary, g.members()); err != nil {
 			return err
 		}
@@ -171,6 +171,9 @@ func (g *group) ready() error {
 		return refused("%s", bad)
 	}
 	sub, _, _ := g.feeds()
+	if sub == nil && st.Peer == "" {
+		return nil // nothing is copied
+	}
 	if sub == nil {
 		return refused("group %s is fed to nobody yet: register the move first", g.name)
 	}
@@ -229,7 +232,7 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 	if st.Role == control.RolePrimary {
 		if why := g.unmovable(&st); why != "" {
 			bad = append(bad, why)
-		} else if r := d.Groups[g.name]; spec.CopyFirst() && g.onQueue() && r != nil && r.initial() {
+		} else if r := d.Groups[g.name]; spec.CopyFirst() && g.onQueue() && r != nil && r.copied() && r.initial() {
 			bad = append(bad, fmt.Sprintf("group %s is being copied for the first time: with a log in memory that would have to wait "+
 				"while the target is copied to; wait until it is paired, or move it without --strategy copy-first", g.name))
 		}

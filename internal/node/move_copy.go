@@ -22,6 +22,7 @@ func (g *group) copyState() control.CopyState {
 		c.Members = append(c.Members, control.CopyMember{Number: m.Number, Initial: m.Initial, Marked: m.Marked, Equal: m.Equal})
 	}
 	if g.sub == nil {
+		c.Suspended = true // there is no secondary: it owes nothing
 		return c
 	}
 	h := g.sub.Heritage()

@@ -180,10 +180,13 @@ func (g *group) drained() bool {
 	g.mu.Lock()
 	vg, sub := g.vg, g.sub
 	g.mu.Unlock()
-	if vg == nil || sub == nil {
+	if vg == nil {
 		return false
 	}
 	cut, _, ok := vg.Sealed()
+	if rec := g.n.state.view().Groups[g.name]; sub == nil {
+		return ok && rec != nil && !rec.copied()
+	}
 	return ok && (hasAll(sub, cut) || g.n.carriedAway(g.name))
 }
 

@@ -319,10 +319,14 @@ func (o *targetOps) Adopt(h *control.Handover) error {
 			return fmt.Errorf("changed map of %s: %w", mv.Target, err)
 		}
 	}
+	heirs := map[string]volume.Heritage{}
+	if o.spec.Secondary != "" {
+		heirs[secondaryName] = heritageOf(&h.Copy)
+	}
 	return g.vg.Adopt(volume.Adoption{
 		Base: record.Seq(h.Cut), Table: tableOf(h.Table), Done: h.Done,
 		Next:  record.Row{Epoch: o.spec.Group.Epoch + 1, Incarnation: 1, Node: o.n.cfg.Name, First: record.Seq(h.Cut) + 1},
-		Heirs: map[string]volume.Heritage{secondaryName: heritageOf(&h.Copy)},
+		Heirs: heirs,
 	})
 }
 
@@ -459,7 +463,7 @@ func (o *targetOps) drainedThere(ctx context.Context, away error) (bool, int64, 
 
 // Single first has the secondary heard of: it must know this node as a source before it forgets the other.
 func (o *targetOps) Single(ctx context.Context) error {
-	if o.n.abandoned(o.spec.ID) {
+	if o.spec.Secondary == "" || o.n.abandoned(o.spec.ID) {
 		return nil
 	}
 	var st control.MigrationStatus

@@ -79,9 +79,15 @@ func (g *group) startPrimary(secondary string) error {
 	return g.startFeed(secondary, rec.Members)
 }
 
-// fed is false for a group that has never had a pair: there is nothing to send. One that moves, or has moved, is fed all the same:
-// the secondary hears the fence, and whom it leaves as the source.
+// copied is false for a group without a secondary: a volume that is not copied, for the time of its move.
+func (r *groupRecord) copied() bool { return r.Spec.Group.Secondary != "" }
+
+// fed is false for a group that has never had a pair, or has no secondary: there is nothing to send. One that moves, or has moved, is
+// fed also without a pair: the secondary hears the fence, and whom it leaves as the source.
 func (g *group) fed(rec *groupRecord) bool {
+	if !rec.copied() {
+		return false
+	}
 	if len(rec.Members) > 0 || rec.Spec.Group.NextNumber > 1 || rec.Epoch > 1 {
 		return true
 	}
@@ -241,6 +247,9 @@ func (g *group) addPrimary(ctx context.Context, mem memberRecord, m volume.Membe
 	}
 	rec := g.n.state.view().Groups[g.name]
 	g.n.volume(mem.Volume).epoch.Store(rec.Epoch)
+	if !rec.copied() {
+		return nil
+	}
 	if g.sub == nil {
 		return g.startFeed(rec.Spec.Group.Secondary, rec.Members)
 	}
@@ -416,8 +425,10 @@ func (g *group) resumeSource(rec *groupRecord, cut record.Seq) error {
 			return err
 		}
 	}
-	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil {
-		return err
+	if g.fed(rec) {
+		if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil {
+			return err
+		}
 	}
 	g.becomeSource(cut)
 	return nil

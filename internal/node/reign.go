@@ -115,7 +115,7 @@ func (n *Node) askPeers(d *durable) error {
 	var mu sync.Mutex
 	var errs []error
 	for name, rec := range d.Groups {
-		if rec.Role != control.RolePrimary || rec.Promoted != nil || len(rec.Members) == 0 {
+		if rec.Role != control.RolePrimary || rec.Promoted != nil || len(rec.Members) == 0 || !rec.copied() {
 			continue
 		}
 		n.learn(rec.Spec.Address)
