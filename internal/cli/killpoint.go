@@ -18,7 +18,7 @@ var killSteps = []string{
 	control.StepRegister, control.StepCopy, control.StepThrough, control.StepSwitch, control.StepPend, control.StepSeal,
 	control.StepDecide, control.StepSource, control.StepRun, control.StepDrained, control.StepSingle, control.StepFill,
 	control.StepDeregister,
-	control.PointPath, control.PointAbort, control.PointAborted, control.PointRefuse, control.PointReopen, control.PointCancel,
+	control.PointPath, control.PointAbort, control.PointAborted, control.PointUngroup, control.PointRefuse, control.PointReopen, control.PointCancel,
 	control.StepPromoteMaps, control.StepPromoteCut, control.StepPromoteOpen, control.StepPromoteApply, control.StepPromoteServe,
 	control.StepPromoteRecord, control.StepSupersede,
 	control.PointGrow, control.PointResize,

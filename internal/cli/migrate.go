@@ -36,7 +36,7 @@ func (a *app) migrateCmd() *cobra.Command {
 			}
 			return a.untilMoved(ctx, raw, control.PhaseFilled)
 		})
-	return noun("migrate", "Moves of a group's primary to another node", a.migrateStart(), a.listCmd(migrationTable),
+	return noun("migrate", "Moves of a group's primary, or of a volume in no group, to another node", a.migrateStart(), a.listCmd(migrationTable),
 		a.showCmd(migrationTable, "ID"), a.migrateSet(), cont, abort, commit)
 }
 
@@ -54,7 +54,7 @@ func (a *app) migrateStart() *cobra.Command {
 	var in control.MoveRequest
 	var maps []string
 	var limit sizeFlag
-	c := a.verb("start G --to NODE", "Move a group's primary, and wait until it is filled", cobra.ExactArgs(1),
+	c := a.verb("start G --to NODE", "Move a group's primary, or a volume in no group, and wait until it is filled", cobra.ExactArgs(1),
 		func(ctx context.Context, args []string) error {
 			in.Group, in.Limit, in.Map = args[0], limit.bytes, map[string]string{}
 			for _, m := range maps {
@@ -82,7 +82,8 @@ func (a *app) migrateStart() *cobra.Command {
 			}
 			return a.untilMoved(ctx, raw, phase)
 		})
-	c.Long = "Move a group's primary to another node, while hosts go on writing and the remote copy goes on flowing.\n\n" +
+	c.Long = "Move a group's primary to another node, while hosts go on writing and the remote copy goes on flowing.\n" +
+		"G may be NODE/VOLUME, a volume in no group: it needs no journal, and is in no group at the target either.\n\n" +
 		"--strategy says what comes first, leading hosts to the target or filling it:\n" +
 		"  switch-first  relieves the source at once: hosts' new writes stay at the target within seconds. Until the move is\n" +
 		"                filled, what was not copied yet is at the source alone: it must live, or that data is lost.\n" +

@@ -29,7 +29,7 @@ func (a *app) nodeCmd() *cobra.Command {
 
 func (a *app) nodeDrain() *cobra.Command {
 	var in control.DrainRequest
-	c := a.verb("drain N --to M", "Move every group whose primary is on a node to another, and wait until all are filled", cobra.ExactArgs(1),
+	c := a.verb("drain N --to M", "Move every group and lone volume off a node, and wait until all are filled", cobra.ExactArgs(1),
 		func(ctx context.Context, args []string) error {
 			raw, done, err := a.change(ctx, http.MethodPost, path(nodeTable.kind, args[0], "drain"), in)
 			if err != nil || done {

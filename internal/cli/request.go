@@ -17,6 +17,9 @@ func sortedKeys(m map[string]any) []string { return slices.Sorted(maps.Keys(m)) 
 // path builds an address below /v1; NODE/NAME keeps its slash.
 func path(kind, name string, rest ...string) string {
 	parts := strings.Split(name, "/")
+	if kind == migrationTable.kind {
+		parts = []string{name} // an id, or what was moved, be it NODE/VOLUME
+	}
 	for i := range parts {
 		parts[i] = url.PathEscape(parts[i])
 	}

@@ -79,6 +79,8 @@ type NodeEvent struct {
 // NameOnly names one object of the called node.
 type NameOnly struct {
 	Name string `json:"name"`
+	// For is, of a volume that is deleted, the move that had made it and has gone back: one that it has brought hosts to stays.
+	For string `json:"for,omitempty"`
 }
 
 // MigrationID names a move.

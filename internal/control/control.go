@@ -121,6 +121,9 @@ type Group struct {
 	Migrations           int    `json:"migrations"`
 	Revision             uint64 `json:"revision"` // raised by every change; nodes answer an older spec with what they hold
 
+	// Lone is the volume, NODE/NAME at the source, for whose move the group was made; "": it was made by command. It has no secondary.
+	Lone string `json:"lone,omitempty"`
+
 	// Promotion is the one by which the present primary has become it; nil: it was none.
 	Promotion *Promotion `json:"promotion,omitempty"`
 
@@ -177,6 +180,8 @@ type Migration struct {
 	LimitTold int64     `json:"limit_told,omitempty"` // the limit that the target has been told
 	// Untold: the secondary could not be reached, from the source either, when the move began. It is told of it when it is back.
 	Untold bool `json:"untold,omitempty"`
+	// Lone is the volume in no group that is moved, NODE/NAME at the source; "": a group is.
+	Lone string `json:"lone,omitempty"`
 	// Promoted ended the move: the group's secondary serves.
 	Promoted *Reign `json:"promoted,omitempty"`
 }
@@ -290,6 +295,7 @@ const (
 const (
 	PointAbort   = "abort"   // manager: the opposite swap
 	PointAborted = "aborted" // manager: the end of an abort
+	PointUngroup = "ungroup" // manager: the group of a volume in none goes, behind its move
 	PointPath    = "path"    // manager: one gateway is led to the target (--paths one-by-one)
 	PointRefuse  = "refuse"  // target: its promise never to take over
 	PointReopen  = "reopen"  // source: its record that it goes on

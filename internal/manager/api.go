@@ -124,7 +124,7 @@ func shows[T any](api huma.API, kind, what string, views func(context.Context, s
 func (m *Manager) registerObjects(api huma.API) {
 	lists(api, control.KindNode, "nodes", m.nodeViews)
 	shows(api, control.KindNode, "node", m.nodeViews)
-	handle(api, http.MethodPost, "/v1/nodes/{name}/drain", "drain-node", "Move all groups whose primary is on a node; answers when it is stored",
+	handle(api, http.MethodPost, "/v1/nodes/{name}/drain", "drain-node", "Move all that a node serves; answers when it is stored",
 		func(ctx context.Context, in *nameBodyIn[control.DrainRequest]) (control.OperationView, error) {
 			id, err := m.nodeDrain(ctx, in.Name, in.Body)
 			if err != nil {
@@ -239,7 +239,12 @@ func (m *Manager) registerGroups(api huma.API) {
 			return shown(ctx, m.groupViews, control.KindGroup, in.Body.Name)
 		})
 	remove(api, "/v1/groups/{name}", "delete-group", "Delete a group; its volumes keep what they hold",
-		func(ctx context.Context, in *nameIn) error { return m.groupDelete(ctx, in.Name) })
+		func(ctx context.Context, in *nameIn) error {
+			if err := byCommand(in.Name); err != nil {
+				return err
+			}
+			return m.groupDelete(ctx, in.Name)
+		})
 	groupAction(m, api, "suspend", "Stop copying and mark what changes",
 		func(ctx context.Context, name string, _ struct{}) error { return m.groupSuspend(ctx, name) })
 	groupAction(m, api, "set", "Change how a group copies", m.groupSet)
@@ -249,14 +254,23 @@ func (m *Manager) registerGroups(api huma.API) {
 		Name    string `path:"name" maxLength:"200"`
 		Primary string `query:"primary" required:"true" doc:"the pair's primary volume, NODE/NAME" maxLength:"200"`
 	}) error {
+		if err := byCommand(in.Name); err != nil {
+			return err
+		}
 		return m.pairRemove(ctx, in.Name, in.Primary)
 	})
 	handle(api, http.MethodPost, "/v1/groups/{name}/promote", "promote-group", "Make the secondary the primary",
 		func(ctx context.Context, in *nameBodyIn[control.PromoteRequest]) (control.PromoteView, error) {
+			if err := byCommand(in.Name); err != nil {
+				return control.PromoteView{}, err
+			}
 			return m.groupPromote(ctx, in.Name, in.Body)
 		})
 	handle(api, http.MethodPost, "/v1/groups/{name}/verify", "verify-group", "Compare both sides; answers when it has begun",
 		func(ctx context.Context, in *nameBodyIn[control.VerifyRequest]) (control.VerifyView, error) {
+			if err := byCommand(in.Name); err != nil {
+				return control.VerifyView{}, err
+			}
 			return m.groupVerify(ctx, in.Name, in.Body)
 		})
 	handle(api, http.MethodGet, "/v1/groups/{name}/verify", "show-verify", "Show the verify under way, or the last",
@@ -272,6 +286,9 @@ func (m *Manager) registerGroups(api huma.API) {
 func groupAction[B any](m *Manager, api huma.API, verb, summary string, f func(context.Context, string, B) error) {
 	handle(api, http.MethodPost, "/v1/groups/{name}/"+verb, verb+"-group", summary,
 		func(ctx context.Context, in *nameBodyIn[B]) (control.GroupView, error) {
+			if err := byCommand(in.Name); err != nil {
+				return control.GroupView{}, err
+			}
 			if err := f(ctx, in.Name, in.Body); err != nil {
 				return control.GroupView{}, err
 			}
@@ -281,7 +298,7 @@ func groupAction[B any](m *Manager, api huma.API, verb, summary string, f func(c
 
 func (m *Manager) registerMoves(api huma.API) {
 	lists(api, control.KindMigration, "moves", m.migrationViews)
-	handle(api, http.MethodGet, "/v1/migrations/{name}", "show-migration", "Show one move; a group's name means its latest",
+	handle(api, http.MethodGet, "/v1/migrations/{name}", "show-migration", "Show one move; the name of what was moved means its latest",
 		func(ctx context.Context, in *nameIn) (control.MigrationView, error) {
 			return shown(ctx, m.migrationViews, control.KindMigration, in.Name)
 		})

@@ -84,6 +84,9 @@ func (m *Manager) drainItems(ctx context.Context, d *control.Drain) (stays []str
 		return nil, err
 	}
 	for _, g := range groups {
+		if g.V.Lone != "" {
+			continue
+		}
 		move := g.V.Primary == d.Node
 		if latest, exists, err := m.latestMove(ctx, g.V.Name); err != nil {
 			return nil, err
@@ -106,10 +109,12 @@ func (m *Manager) drainItems(ctx context.Context, d *control.Drain) (stays []str
 		return nil, control.Errorf(control.KindUnreachable, "node %s does not answer; is its process running?", d.Node)
 	}
 	for _, v := range volumes {
-		if v.V.Node != d.Node || v.V.Group != "" {
+		full := v.V.Node + "/" + v.V.Name
+		if v.V.Node != d.Node || v.V.Group != "" && !slices.ContainsFunc(groups, func(g got[control.Group]) bool {
+			return g.V.Name == v.V.Group && g.V.Lone != "" && (g.V.Lone == full || g.V.Pairs[0].Primary == full) // it moves already
+		}) {
 			continue
 		}
-		full := v.V.Node + "/" + v.V.Name
 		if slices.ContainsFunc(there.Volumes, func(s control.VolumeStatus) bool { return s.Name == v.V.Name && s.Role == control.RoleRetired }) {
 			stays = append(stays, "leave volume "+full+", which was given up by a move and may be deleted")
 			continue

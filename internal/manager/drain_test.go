@@ -103,10 +103,11 @@ func TestDrainRefusals(t *testing.T) {
 	s.groups(2)
 	s.must("POST", "/v1/volumes", control.VolumeRequest{Name: "a/lone", Size: 1 << 20}, nil)
 	s.must("POST", "/v1/volumes", control.VolumeRequest{Name: "b/v2", Size: 1 << 20}, nil)
+	s.must("POST", "/v1/volumes", control.VolumeRequest{Name: "b/lone", Size: 1 << 20}, nil)
 	in := control.DrainRequest{To: "b"}
 	var plan control.PlanView
 	s.must("POST", "/v1/nodes/a/drain?dry_run=true", in, &plan)
-	for _, word := range []string{"a/lone", "b/v2"} {
+	for _, word := range []string{"b/lone", "b/v2"} {
 		if !slices.ContainsFunc(plan.Refusals, func(r string) bool { return strings.Contains(r, word) }) {
 			t.Errorf("%s is not among %q", word, plan.Refusals)
 		}

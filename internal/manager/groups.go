@@ -450,9 +450,9 @@ func pairFits(g *control.Group, p, s *control.Volume, in control.PairRequest) er
 	}):
 		return refuse("one of them is being removed from the group: repeat `gantline pair remove` first")
 	case p.Group != "":
-		return refuse("%s is in group %s", in.Primary, p.Group)
+		return refuse("%s is in %s", in.Primary, inGroup(p.Group))
 	case s.Group != "":
-		return refuse("%s is in group %s", in.Secondary, s.Group)
+		return refuse("%s is in %s", in.Secondary, inGroup(s.Group))
 	case p.Size != s.Size:
 		return refuse("sizes differ: %d and %d bytes; both must be equal", p.Size, s.Size)
 	case len(g.Pairs) >= maxPairs || g.NextNumber == 0:

@@ -28,7 +28,7 @@ func linkUse(groups []control.Group, migrations []got[control.Migration]) map[st
 	for i := range groups {
 		g := &groups[i]
 		for node, role := range rolesOf(g, migrations) {
-			if role == control.RolePrimary || role == control.RoleSource {
+			if g.Secondary != "" && (role == control.RolePrimary || role == control.RoleSource) {
 				use[node+":"+g.Secondary] = append(use[node+":"+g.Secondary], g.Name)
 			}
 		}

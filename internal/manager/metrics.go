@@ -103,9 +103,15 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 		name := control.BaseOf(e.Key)
 		gauge(descUp, is(x.m.presence.gatewayUp(name)), "gateway", name)
 	}
+	groups := 0 // those made by command
+	for i := range s.groups {
+		if s.groups[i].Lone == "" {
+			groups++
+		}
+	}
 	for kind, n := range map[string]int{
 		control.KindNode: len(s.nodes), control.KindGateway: len(gateways), control.KindVolume: len(s.volumes),
-		control.KindJournal: len(s.journals), control.KindVvol: len(s.vvols), control.KindGroup: len(s.groups),
+		control.KindJournal: len(s.journals), control.KindVvol: len(s.vvols), control.KindGroup: groups,
 	} {
 		gauge(descObjects, float64(n), kind)
 	}
@@ -128,8 +134,12 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 	for i := range status.Groups {
 		groupMetrics(&status.Groups[i], gauge, count)
 	}
+	latest, err := x.m.latestMoves(ctx)
+	if err != nil {
+		return
+	}
 	for i := range status.Migrations {
-		if mg := &status.Migrations[i]; latestOf(status.Groups, mg.Group) == mg.ID {
+		if mg := &status.Migrations[i]; latest[mg.Group] == mg.ID {
 			moveMetrics(mg, gauge, count)
 		}
 	}

@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -165,8 +164,6 @@ func mergeStatus(r *control.Migration, st *control.MigrationStatus) bool {
 	return changed
 }
 
-func moveID(group string, n int) string { return fmt.Sprintf("%s-%d", group, n) }
-
 // undo is one thing to be done after a move has gone back.
 type undo struct{ method, node, name string }
 
@@ -184,15 +181,26 @@ func parseUndo(entry string) undo {
 	return undo{f[0], f[1], f[2]}
 }
 
+// undoParts has everybody forget the move. The source of a volume in no group then ends the group that was made for it.
+func undoParts(r *control.Migration, secondary string) (list []string) {
+	for _, node := range []string{r.Target, r.Source, secondary} {
+		if node != "" {
+			list = append(list, undoEntry(control.CallMigrateCancel, node))
+		}
+	}
+	if r.Lone != "" {
+		list = append(list, undoEntry(control.CallGroupDelete, r.Source)+" "+r.Group)
+	}
+	return list
+}
+
 // failMove ends a record on the source's side. reopen: the source may have been sealed.
 func failMove(r *control.Migration, secondary, why string, reopen bool) {
 	r.Undo = nil
 	if reopen {
 		r.Undo = append(r.Undo, undoEntry(control.CallMigrateReopen, r.Source))
 	}
-	for _, node := range []string{r.Target, r.Source, secondary} {
-		r.Undo = append(r.Undo, undoEntry(control.CallMigrateCancel, node))
-	}
+	r.Undo = append(r.Undo, undoParts(r, secondary)...)
 	r.Phase, r.Error, r.Decided, r.VvolsMoved = control.PhaseFailed, why, control.DecidedSource, false
 }
 
@@ -204,9 +212,7 @@ func abortMove(r *control.Migration, secondary, why string) {
 		r.Undo = append(r.Undo, undoEntry(control.CallMigrateReopen, r.Source), undoEntry(control.CallMigrateAbort, r.Target))
 	}
 	r.Undo = append(r.Undo, undoEntry(undoGateways, gatewaysName))
-	for _, node := range []string{r.Target, r.Source, secondary} {
-		r.Undo = append(r.Undo, undoEntry(control.CallMigrateCancel, node))
-	}
+	r.Undo = append(r.Undo, undoParts(r, secondary)...)
 	for _, full := range r.MadeVolumes {
 		r.Undo = append(r.Undo, undoEntry(control.CallVolumeDelete, r.Target)+" "+control.BaseOf(full))
 	}

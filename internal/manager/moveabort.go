@@ -11,8 +11,9 @@ import (
 	"gantline/internal/control"
 )
 
-// moveNamed is a move by its id, or the latest of a group.
+// moveNamed is a move by its id, or the latest of a group or of a volume in none.
 func (m *Manager) moveNamed(ctx context.Context, name string) (got[control.Migration], error) {
+	name = control.LoneGroup(name)
 	mg, exists, err := find[control.Migration](ctx, m, control.KindMigration, name)
 	if err == nil && !exists {
 		if mg, exists, err = m.latestMove(ctx, name); err == nil && !exists {
@@ -66,10 +67,10 @@ func abortable(mg *control.Migration) error {
 	case mg.Phase == control.PhaseFailed:
 		return refuse("it has failed and gone back to %s already: %s", mg.Source, mg.Error)
 	case mg.Phase == control.PhaseCommitted:
-		return refuse("it has been committed; move group %s back with `gantline migrate start %s --to %s`", mg.Group, mg.Group, mg.Source)
+		return refuse("it has been committed; move %s back with `gantline migrate start %s --to %s`", mg.What(), mg.Arrived(), mg.Source)
 	case mg.Decided == control.DecidedTarget:
 		return refuse("%s has been the primary since it was decided, and only it has what hosts have written there; let it end, commit it, "+
-			"and move group %s back", mg.Target, mg.Group)
+			"and move %s back", mg.Target, mg.What())
 	}
 	return nil
 }
@@ -103,7 +104,7 @@ func (m *Manager) turnBack(ctx context.Context, mg got[control.Migration]) error
 	}
 	m.point(control.PointAbort, "before")
 	_, err = m.commit(ctx, c.put(mg.Key, mg.Rev, v).put(g.Key, g.Rev, g.V).
-		event("migration/"+v.ID, "aborting", "command", "move of group %s from %s to %s goes back: it was %s", v.Group, v.Source, v.Target, was))
+		event("migration/"+v.ID, "aborting", "command", "move of %s from %s to %s goes back: it was %s", v.What(), v.Source, v.Target, was))
 	return err
 }
 
@@ -111,12 +112,16 @@ func abortPlan(mg *control.Migration, epoch uint64) control.PlanView {
 	v := control.PlanView{Refusals: []string{}, SpaceBytes: ptr(int64(0))}
 	add := func(format string, args ...any) { v.Plan = append(v.Plan, fmt.Sprintf(format, args...)) }
 	if mg.RunAsked {
-		add("have %s go on as the primary of group %s in epoch %d", mg.Source, mg.Group, epoch)
+		add("have %s go on as the primary of %s in epoch %d", mg.Source, mg.What(), epoch)
 	}
 	for _, mv := range mg.Volumes {
 		add("lead hosts of %s to %s", mv.Target, mv.Source)
 	}
-	add("have %s, %s and the secondary forget the move", mg.Target, mg.Source)
+	if mg.Lone != "" {
+		add("have %s and %s forget the move", mg.Target, mg.Source)
+	} else {
+		add("have %s, %s and the secondary forget the move", mg.Target, mg.Source)
+	}
 	for _, full := range mg.MadeVolumes {
 		add("remove volume %s", full)
 	}
@@ -146,7 +151,7 @@ func (r *moveRunner) undo(ctx context.Context, mg *control.Migration) error {
 		if failed[u.node] {
 			continue
 		}
-		if err := r.m.undoOne(ctx, mg, u); err != nil {
+		if err := r.m.undoNext(ctx, mg, u, entry); err != nil {
 			if !isNodeError(err) && !unreachable(err) {
 				return err
 			}
@@ -159,12 +164,6 @@ func (r *moveRunner) undo(ctx context.Context, mg *control.Migration) error {
 			continue
 		}
 		progress = true
-		if _, err := r.m.editMove(ctx, mg.ID, func(c *change, v *control.Migration) bool {
-			v.Undo = slices.DeleteFunc(v.Undo, func(e string) bool { return e == entry })
-			return r.m.forgetMade(ctx, c, mg, u) == nil
-		}); err != nil {
-			return err
-		}
 	}
 	r.facts.Away = away
 	r.m.moves.note(mg.ID, strings.Join(waits, "; "))
@@ -178,6 +177,24 @@ func (r *moveRunner) undo(ctx context.Context, mg *control.Migration) error {
 		sleep(ctx, watchFast) // the target has still to hear from the source that it goes on
 	}
 	return nil
+}
+
+// undoNext does one thing and takes it off the list.
+func (m *Manager) undoNext(ctx context.Context, mg *control.Migration, u undo, entry string) error {
+	done := func(v *control.Migration) {
+		v.Undo = slices.DeleteFunc(v.Undo, func(e string) bool { return e == entry })
+	}
+	if u.method == control.CallGroupDelete {
+		return m.endLone(ctx, mg, u.node, func(_ *change, v *control.Migration) bool { done(v); return true })
+	}
+	if err := m.undoOne(ctx, mg, u); err != nil {
+		return err
+	}
+	_, err := m.editMove(ctx, mg.ID, func(c *change, v *control.Migration) bool {
+		done(v)
+		return m.forgetMade(ctx, c, mg, u) == nil
+	})
+	return err
 }
 
 // forgetMade removes from the store, in c, what the target has removed.
@@ -277,5 +294,5 @@ func (m *Manager) removeMade(ctx context.Context, mg *control.Migration, u undo)
 			strings.Join(late, ", "), u.node, u.name)
 	}
 	limit := removeBase + time.Minute
-	return m.do(ctx, u.node, u.method, u.name, control.NameOnly{Name: u.name}, nil, limit)
+	return m.do(ctx, u.node, u.method, u.name, control.NameOnly{Name: u.name, For: mg.ID}, nil, limit)
 }

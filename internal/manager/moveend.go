@@ -64,7 +64,7 @@ func (m *Manager) failTo(ctx context.Context, id, why string, own func(*control.
 			message += "; made for the move and left: " + strings.Join(left, ", ")
 		}
 		failMove(&mg.V, g.V.Secondary, message, reopen)
-		c.event("migration/"+id, control.PhaseFailed, "move", "move of group %s to %s went back to %s: %s", mg.V.Group,
+		c.event("migration/"+id, control.PhaseFailed, "move", "move of %s to %s went back to %s: %s", mg.V.What(),
 			mg.V.Target, mg.V.Source, message)
 		return m.commit(ctx, c.put(mg.Key, mg.Rev, mg.V).put(g.Key, g.Rev, g.V))
 	})
@@ -136,7 +136,7 @@ func (m *Manager) sourceServes(ctx context.Context, mg *control.Migration, epoch
 		g.V.Epoch = epoch
 		g.V.Revision++
 		return m.commit(ctx, m.change().put(g.Key, g.Rev, g.V).
-			event("group/"+g.V.Name, "epoch", "migration "+mg.ID, "%s serves group %s in epoch %d", mg.Source, g.V.Name, epoch))
+			event(g.V.Object(), "epoch", "migration "+mg.ID, "%s serves %s in epoch %d", mg.Source, g.V.What(), epoch))
 	})
 	return err
 }
@@ -169,7 +169,7 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	if err != nil {
 		return err
 	}
-	if gone, err := m.forgottenSecondary(ctx, mg); gone || err != nil {
+	if gone, err := m.forgottenSecondary(ctx, mg); gone || err != nil || g.V.Secondary == "" {
 		return err
 	}
 	var ns control.NodeStatus
@@ -189,7 +189,7 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 // forgottenSecondary says whether the secondary of a move's group was forgotten by command, as gone for good.
 func (m *Manager) forgottenSecondary(ctx context.Context, mg *control.Migration) (bool, error) {
 	g, err := load[control.Group](ctx, m, control.KindGroup, mg.Group)
-	if err != nil {
+	if err != nil || g.V.Secondary == "" {
 		return false, err
 	}
 	_, exists, err := find[control.Node](ctx, m, control.KindNode, g.V.Secondary)
@@ -237,10 +237,16 @@ func (m *Manager) deregisterMove(ctx context.Context, mg *control.Migration) err
 	sent := m.sourceSent(ctx, mg)
 	wan := m.movedWAN(ctx, mg.ID)
 	for _, node := range []string{g.V.Secondary, mg.Target, mg.Source} {
+		if node == "" {
+			continue
+		}
 		err := m.do(ctx, node, control.CallMigrateDeregister, mg.ID, control.MigrationID{ID: mg.ID}, nil, callTimeout)
 		if err != nil && control.KindOf(err) != control.KindNotFound {
 			return err
 		}
+	}
+	if mg.Lone != "" {
+		return m.commitLone(ctx, mg)
 	}
 	m.point(control.StepDeregister, "before")
 	var failed error

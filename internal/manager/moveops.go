@@ -12,9 +12,13 @@ import (
 
 func asError(err error, to **control.Error) bool { return errors.As(err, to) }
 
-// latestMove is the latest move of a group.
+// latestMove is the latest move of a group; that of a volume in no group, by the name of the group that it moves in, is known also when
+// that has gone.
 func (m *Manager) latestMove(ctx context.Context, group string) (got[control.Migration], bool, error) {
 	g, exists, err := find[control.Group](ctx, m, control.KindGroup, group)
+	if err == nil && !exists && strings.Contains(group, ".") {
+		return m.latestLone(ctx, group)
+	}
 	if err != nil || !exists || g.V.Migrations == 0 {
 		return got[control.Migration]{}, false, err
 	}
@@ -34,7 +38,7 @@ func (m *Manager) editMove(ctx context.Context, id string, edit func(c *change, 
 			return mg.Rev, nil
 		}
 		if mg.V.Phase != before {
-			c.event("migration/"+id, mg.V.Phase, "move", "move of group %s from %s to %s: %s%s", mg.V.Group, mg.V.Source,
+			c.event("migration/"+id, mg.V.Phase, "move", "move of %s from %s to %s: %s%s", mg.V.What(), mg.V.Source,
 				mg.V.Target, mg.V.Phase, map[bool]string{true: ": " + mg.V.Error}[mg.V.Error != ""])
 		}
 		return m.commit(ctx, c.put(mg.Key, mg.Rev, mg.V))
@@ -47,13 +51,20 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 	if err != nil {
 		return control.MigrationSpec{}, err
 	}
-	s := control.MigrationSpec{
-		ID: mg.ID, Group: g.V, Source: mg.Source, Target: mg.Target, Secondary: g.V.Secondary, Volumes: mg.Volumes,
+	return m.specOf(ctx, mg, &g.V)
+}
+
+func (m *Manager) specOf(ctx context.Context, mg *control.Migration, g *control.Group) (s control.MigrationSpec, err error) {
+	s = control.MigrationSpec{
+		ID: mg.ID, Group: *g, Source: mg.Source, Target: mg.Target, Secondary: g.Secondary, Volumes: mg.Volumes,
 		SourceJournal: mg.SourceJournal, TargetJournal: mg.TargetJournal, InFlight: mg.InFlight, Limit: mg.Limit,
 		Address: map[string]string{}, Strategy: mg.Strategy, Backlog: mg.Backlog,
 	}
 	s.Group.Primary, s.Group.Epoch = mg.Source, mg.Epoch // also when the move has been decided since
-	for _, node := range []string{mg.Source, mg.Target, g.V.Secondary} {
+	for _, node := range []string{mg.Source, mg.Target, g.Secondary} {
+		if node == "" {
+			continue
+		}
 		if s.Address[node], err = m.peerAddress(ctx, node); err != nil {
 			return s, err
 		}
@@ -87,8 +98,13 @@ func (m *Manager) registerMove(ctx context.Context, mg *control.Migration) error
 		return err
 	}
 	nodes := []string{spec.Secondary, spec.Source, spec.Target}
-	if mg.Untold {
+	if mg.Untold || spec.Secondary == "" {
 		nodes = nodes[1:]
+	}
+	if mg.Lone != "" {
+		if err := m.joinLone(ctx, mg.Group); err != nil {
+			return err
+		}
 	}
 	for _, node := range nodes {
 		if err := m.do(ctx, node, control.CallMigrateRegister, mg.ID, spec, nil, callTimeout); err != nil {
@@ -198,8 +214,8 @@ func (m *Manager) sourceReady(ctx context.Context, mg *control.Migration) (bool,
 	for _, s := range mg.Steps {
 		last := s.Step == control.StepRegister && mg.Strategy != control.StrategyCopyFirst || s.Step == control.StepCopy
 		if last && time.Since(s.At) > readyLimit && time.Since(mg.Continued) > readyLimit {
-			return false, control.Errorf(control.KindRefused, "group %s did not come to be in step within %v, as a move needs it; see `gantline group show %s`",
-				mg.Group, readyLimit, mg.Group)
+			return false, control.Errorf(control.KindRefused, "%s did not come to be in step within %v, as a move needs it; see `gantline %s show %s`",
+				mg.What(), readyLimit, map[bool]string{true: "volume", false: "group"}[mg.Lone != ""], mg.Object())
 		}
 	}
 	sleep(ctx, watchSlow)
@@ -375,8 +391,8 @@ func (m *Manager) decide(ctx context.Context, id string, in control.DecideReques
 		mg.V.Seen.Cut, mg.V.Seen.Epoch = ptr(in.Cut), ptr(g.V.Epoch)
 		m.point(control.StepDecide, "before")
 		_, err = m.commit(ctx, m.change().put(mg.Key, mg.Rev, mg.V).put(g.Key, g.Rev, g.V).
-			event("group/"+g.V.Name, "decided", "migration "+id, "%s is the primary of group %s from sequence %d on, in epoch %d",
-				in.Node, g.V.Name, in.Cut+1, g.V.Epoch))
+			event(g.V.Object(), "decided", "migration "+id, "%s is the primary of %s from sequence %d on, in epoch %d",
+				in.Node, g.V.What(), in.Cut+1, g.V.Epoch))
 		if err != nil {
 			return control.DecideReply{}, err
 		}

@@ -37,7 +37,7 @@ func checkMoveFlags(in *control.MoveRequest) error {
 	case in.Limit < 0:
 		return control.Errorf(control.KindUsage, "--limit %d: bytes a second, 0 for none", in.Limit)
 	case strings.Contains(in.Group, "/"):
-		return control.NotBuilt("moving a volume that is in no group")
+		return control.CheckNode(in.To)
 	}
 	if err := control.CheckName("group", in.Group); err != nil {
 		return err
@@ -49,6 +49,9 @@ func checkMoveFlags(in *control.MoveRequest) error {
 func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string, error) {
 	if err := checkMoveFlags(&in); err != nil {
 		return "", err
+	}
+	if strings.Contains(in.Group, "/") {
+		return m.loneStart(ctx, in)
 	}
 	unlock, err := m.locks.lock(ctx, "group/"+in.Group)
 	if err != nil {
@@ -82,7 +85,7 @@ func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string
 	g.V.Migrations++
 	g.V.Revision++
 	c.put(control.Key(control.KindMigration, mg.ID), 0, mg).put(g.Key, g.Rev, g.V).
-		event("migration/"+mg.ID, "started", "command", "move of group %s from %s to %s", mg.Group, mg.Source, mg.Target)
+		event("migration/"+mg.ID, "started", "command", "move of %s from %s to %s", mg.What(), mg.Source, mg.Target)
 	m.point(control.StepRegister, "before")
 	if _, err := m.commit(ctx, c); err != nil {
 		return "", err
@@ -97,38 +100,45 @@ func joinMove(latest *control.Migration, g *control.Group, in control.MoveReques
 	to := in.To
 	switch {
 	case latest.Returning():
-		return "", control.Errorf(control.KindRefused, "group %s: migration %s is being aborted; wait until it is (`gantline wait migration %s "+
-			"--for phase=aborted`)", g.Name, latest.ID, latest.ID)
+		return "", control.Errorf(control.KindRefused, "%s: migration %s is being aborted; wait until it is (`gantline wait migration %s "+
+			"--for phase=aborted`)", g.What(), latest.ID, latest.ID)
 	case !control.Ended(latest.Phase) && latest.StopAt != "" && latest.StopAt != in.StopAt && latest.Target == to &&
 		!control.After(latest.Phase, control.PhasePending):
-		return "", control.Errorf(control.KindRefused, "group %s: migration %s is to stop when it is %s; let it go on with `gantline migrate "+
-			"continue %s`", g.Name, latest.ID, latest.StopAt, latest.ID)
+		return "", control.Errorf(control.KindRefused, "%s: migration %s is to stop when it is %s; let it go on with `gantline migrate "+
+			"continue %s`", g.What(), latest.ID, latest.StopAt, latest.ID)
 	case !control.Ended(latest.Phase) && latest.Target == to:
 		return latest.ID, nil
 	case !control.Ended(latest.Phase):
-		return "", control.Errorf(control.KindRefused, "group %s: migration %s to %s is in phase %q; commit it first",
-			g.Name, latest.ID, latest.Target, latest.Phase)
+		return "", control.Errorf(control.KindRefused, "%s: migration %s to %s is in phase %q; commit it first",
+			g.What(), latest.ID, latest.Target, latest.Phase)
 	case latest.Phase == control.PhaseCommitted && latest.Target == to && g.Primary == to:
 		return latest.ID, nil
 	}
+	return "", unacknowledged(latest, latest.Source, g.Secondary, to)
+}
+
+// unacknowledged refuses to begin while one of the nodes has not heard how the latest move has ended.
+func unacknowledged(latest *control.Migration, nodes ...string) error {
 	for _, entry := range latest.Undo {
-		if node := parseUndo(entry).node; node == latest.Source || node == g.Secondary || node == to {
-			return "", control.Errorf(control.KindRefused, "group %s: node %s has not acknowledged the end of migration %s yet; "+
-				"is it running?", g.Name, node, latest.ID)
+		if node := parseUndo(entry).node; slices.Contains(nodes, node) {
+			return control.Errorf(control.KindRefused, "%s: node %s has not acknowledged the end of migration %s yet; is it running?", latest.What(),
+				node, latest.ID)
 		}
 	}
-	return "", nil
+	return nil
 }
 
 // newMove builds the record, with the transaction that takes the target's existing volumes and journal.
 func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.MoveRequest) (*control.Migration, *change, error) {
 	refuse := func(format string, args ...any) error {
-		return control.Errorf(control.KindRefused, "group "+g.Name+" cannot move: "+format, args...)
+		return control.Errorf(control.KindRefused, g.What()+" cannot move: "+format, args...)
 	}
 	if _, err := load[control.Node](ctx, m, control.KindNode, in.To); err != nil {
 		return nil, nil, err
 	}
 	switch {
+	case in.To == g.Primary && g.Lone != "":
+		return nil, nil, refuse("it is on %s already", in.To)
 	case in.To == g.Primary:
 		return nil, nil, refuse("%s is its primary already", in.To)
 	case in.To == g.Secondary:
@@ -138,7 +148,7 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		return nil, nil, refuse("%s", why)
 	}
 	mg := &control.Migration{
-		ID: moveID(g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
+		ID: fmt.Sprintf("%s-%d", g.Name, g.Migrations+1), Group: g.Name, Source: g.Primary, Target: in.To, Strategy: in.Strategy,
 		Backlog: in.Backlog, InFlight: in.InFlight, Paths: in.Paths, Limit: in.Limit, Commit: in.Commit, Epoch: g.Epoch, StopAt: in.StopAt,
 		SourceJournal: g.PrimaryJournal, Steps: []control.Step{}, MadeVolumes: []string{}, Undo: []string{},
 	}
@@ -165,8 +175,8 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		mg.Volumes = append(mg.Volumes, mv)
 	}
 	if mapped != len(in.Map) {
-		return nil, nil, control.Errorf(control.KindUsage, "--map names %d volumes, of which %d are primaries of group %s",
-			len(in.Map), mapped, g.Name)
+		return nil, nil, control.Errorf(control.KindUsage, "--map names %d volumes, of which %d are what moves with %s",
+			len(in.Map), mapped, g.What())
 	}
 	err := weigh(ctx, m.moveJournal(ctx, c, mg, in.Journal, there))
 	return mg, c, err
@@ -211,7 +221,7 @@ func (m *Manager) takeTarget(ctx context.Context, c *change, mg *control.Migrati
 	case err != nil:
 		return err
 	case v.V.Group != "":
-		return refuse("it is in group %s", v.V.Group)
+		return refuse("it is in %s", inGroup(v.V.Group))
 	case v.V.Size != mv.Size:
 		return refuse("it has %d bytes, %s has %d", v.V.Size, mv.Source, mv.Size)
 	case len(vvols) > 0:
@@ -262,7 +272,7 @@ func (m *Manager) moveJournal(ctx context.Context, c *change, mg *control.Migrat
 
 // checkMove asks the three nodes whether the move could be made now. In a dry run it fills in the plan.
 func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *control.Group) error {
-	spec, err := m.spec(ctx, mg)
+	spec, err := m.specOf(ctx, mg, g)
 	if err != nil {
 		return err
 	}
@@ -270,6 +280,9 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 	checks, errs := make([]control.MigrationCheck, len(nodes)), make([]error, len(nodes))
 	var wg sync.WaitGroup
 	for i, node := range nodes {
+		if node == "" {
+			continue // no secondary
+		}
 		wg.Go(func() {
 			errs[i] = m.nodes.call(ctx, node, control.CallMigrateCheck, spec, &checks[i], callTimeout)
 		})
@@ -315,7 +328,7 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 		return nil
 	}
 	if len(refusals) > 0 {
-		return control.Errorf(control.KindRefused, "group %s cannot move to %s: %s", g.Name, mg.Target, strings.Join(refusals, "; "))
+		return control.Errorf(control.KindRefused, "%s cannot move to %s: %s", g.What(), mg.Target, strings.Join(refusals, "; "))
 	}
 	return nil
 }
@@ -333,9 +346,12 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 	if mg.MadeJournal != "" {
 		add("make journal %s of %d bytes", mg.MadeJournal, mg.JournalSize)
 	}
-	if mg.Untold {
+	switch {
+	case g.Lone != "":
+		add("register the move with %s and %s", mg.Source, mg.Target)
+	case mg.Untold:
 		add("register the move with %s and %s, and with %s when it is back", mg.Source, mg.Target, g.Secondary)
-	} else {
+	default:
 		add("register the move with %s, %s and %s", g.Secondary, mg.Source, mg.Target)
 	}
 	first := mg.Strategy == control.StrategyCopyFirst

@@ -82,6 +82,11 @@ func (m *Manager) nodeGroups(ctx context.Context, c *change, f *forgotten, forge
 		if mg, exists, err := m.latestMove(ctx, g.V.Name); err != nil {
 			return err
 		} else if exists && !control.Ended(mg.V.Phase) && (mg.V.Source == f.Node || mg.V.Target == f.Node) {
+			if g.V.Lone != "" && (!forget || mg.V.Phase != control.PhaseFilled || mg.V.Source != f.Node) {
+				return control.Errorf(control.KindRefused, "node %s is in use by migration %s of volume %s (phase %q): end that first: `gantline migrate "+
+					"abort %s` until it is decided, `gantline migrate commit %s` once it is filled; what is absent until then is at %s only", f.Node,
+					mg.V.ID, g.V.Lone, mg.V.Phase, mg.V.ID, mg.V.ID, mg.V.Source)
+			}
 			if !forget || mg.V.Phase != control.PhaseFilled || mg.V.Source != f.Node {
 				return control.Errorf(control.KindRefused, "node %s is in use by migration %s (phase %q): end that first: `gantline migrate abort "+
 					"%s` until it is decided, if the source is there; else `gantline group promote %s --force`", f.Node, mg.V.ID, mg.V.Phase, mg.V.ID,

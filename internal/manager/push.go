@@ -123,7 +123,10 @@ func rolesOf(g *control.Group, migrations []got[control.Migration]) map[string]s
 			roles[mg.V.Source], roles[mg.V.Target] = control.RoleSource, control.RoleTarget
 		}
 	}
-	roles[g.Primary], roles[g.Secondary] = control.RolePrimary, control.RoleSecondary
+	roles[g.Primary] = control.RolePrimary
+	if g.Secondary != "" {
+		roles[g.Secondary] = control.RoleSecondary
+	}
 	return roles
 }
 
@@ -260,8 +263,11 @@ func (m *Manager) pushGroup(ctx context.Context, g *control.Group) (away []strin
 	if err != nil {
 		return nil, err
 	}
-	roles := map[string]string{g.Primary: control.RolePrimary, g.Secondary: control.RoleSecondary}
+	roles := rolesOf(g, nil)
 	for _, node := range []string{g.Secondary, g.Primary} {
+		if node == "" {
+			continue
+		}
 		w, err := newWish(g, node, roles, address, links)
 		if err != nil {
 			return nil, err

@@ -100,6 +100,9 @@ func (m *Manager) resizeEnds(ctx context.Context, full, group string) ([]resizeE
 	if err != nil {
 		return nil, err
 	}
+	if g.V.Lone != "" {
+		return nil, control.Errorf(control.KindRefused, "volume %s is in %s: commit that first", full, inGroup(group))
+	}
 	if g.V.Promotion != nil {
 		return nil, control.Errorf(control.KindRefused, "volume %s: group %s has no secondary since %s was promoted, and its pairs must stay as "+
 			"they are until they are copied anew", full, group, g.V.Primary)

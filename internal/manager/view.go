@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"gantline/internal/control"
 )
@@ -214,7 +215,7 @@ func (m *Manager) groupViews(ctx context.Context, name string) ([]control.GroupV
 	}
 	var chosen []control.Group
 	for _, g := range s.groups {
-		if name == "" || g.Name == name {
+		if (name == "" || g.Name == name) && g.Lone == "" {
 			chosen = append(chosen, g)
 		}
 	}
@@ -308,17 +309,16 @@ func (m *Manager) gatewayViews(ctx context.Context, name string) ([]control.Gate
 	return out, nil
 }
 
-// migrationViews composes `migrate show`. name is an id, or a group's name for its latest move.
+// migrationViews composes `migrate show`. name is an id, or a group's name, or that of a volume in none, for its latest move.
 func (m *Manager) migrationViews(ctx context.Context, name string) ([]control.MigrationView, error) {
 	s, err := m.read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if g := s.group(name); g != nil {
-		name = latestID(g)
-		if name == "" {
-			return nil, control.Errorf(control.KindNotFound, "group %s has never been moved", g.Name)
-		}
+	if g := s.group(name); g != nil && latestID(g) == "" {
+		return nil, control.Errorf(control.KindNotFound, "group %s has never been moved", g.Name)
+	} else if name != "" {
+		name = s.moveNamed(name)
 	}
 	var groups []control.Group
 	var targets []string
@@ -354,7 +354,7 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 	rec := *mg
 	rec.Steps = append([]control.Step(nil), mg.Steps...)
 	v := control.MigrationView{
-		ID: mg.ID, Group: mg.Group, Source: mg.Source, Target: mg.Target, Strategy: mg.Strategy, Backlog: mg.Backlog,
+		ID: mg.ID, Group: mg.Object(), Source: mg.Source, Target: mg.Target, Strategy: mg.Strategy, Backlog: mg.Backlog,
 		Mirror: mg.Mirror, Modes: map[string]*string{}, AtRisk: []string{}, Error: mg.Error, Decided: mg.Decided,
 		InFlight: mg.InFlight, Limit: mg.Limit, Volumes: mg.Volumes, BlockedOn: ptr(""), Paths: mg.Paths, Gateways: mg.Gateways,
 	}
@@ -378,7 +378,7 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 		} else if mg.Phase != "" {
 			v.BlockedOn = ptr("node " + mg.Target + " does not answer")
 		}
-		if g != nil && mg.Phase == control.PhaseMigrating && *v.BlockedOn == "" && l.node(g.Secondary) == nil {
+		if g != nil && mg.Phase == control.PhaseMigrating && *v.BlockedOn == "" && g.Secondary != "" && l.node(g.Secondary) == nil {
 			v.BlockedOn = ptr(fmt.Sprintf("secondary %s does not answer; if it is gone for good, `gantline node remove %s --forget` has the move "+
 				"end without it", g.Secondary, g.Secondary))
 		}
@@ -459,8 +459,12 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 			problem("journal %s/%s is more than %d %% full: %s", j.V.Node, j.V.Name, j.V.Alarm, j.V.Cause)
 		}
 	}
+	latest, err := m.latestMoves(ctx)
+	if err != nil {
+		return v, err
+	}
 	for _, mg := range v.Migrations {
-		if mg.Phase == control.PhaseFailed && latestOf(v.Groups, mg.Group) == mg.ID {
+		if mg.Phase == control.PhaseFailed && latest[mg.Group] == mg.ID {
 			problem("migration %s has failed: %s", mg.ID, mg.Error)
 		}
 	}
@@ -468,13 +472,40 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 	return v, nil
 }
 
-func latestOf(groups []control.GroupView, name string) string {
-	for _, g := range groups {
-		if g.Name == name {
-			return g.Migration
+// latestMoves has the latest move of each group, and of each volume in none that is there still, by what `migrate show` calls it.
+func (m *Manager) latestMoves(ctx context.Context) (map[string]string, error) {
+	s, err := m.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	latest := map[string]string{}
+	for i := range s.groups {
+		latest[s.groups[i].Name] = latestID(&s.groups[i])
+	}
+	highest := map[string]int{}
+	for i := range s.migrations {
+		mg := &s.migrations[i].V
+		there := slices.ContainsFunc(s.volumes, func(v control.Volume) bool { return v.Node+"/"+v.Name == mg.Lone })
+		if n := moveNumber(mg); there && n > highest[mg.Lone] {
+			highest[mg.Lone], latest[mg.Lone] = n, mg.ID
 		}
 	}
-	return ""
+	return latest, nil
+}
+
+// moveNamed is the id of a move: the name itself, or that of the latest move of a group or of a volume in none.
+func (s *state) moveNamed(name string) string {
+	name = control.LoneGroup(name)
+	if g := s.group(name); g != nil {
+		return latestID(g)
+	}
+	id, highest := name, 0
+	for i := range s.migrations {
+		if mg := &s.migrations[i].V; mg.Group == name && moveNumber(mg) > highest {
+			id, highest = mg.ID, moveNumber(mg)
+		}
+	}
+	return id
 }
 
 // operationViews are the moves and copies under way.
@@ -499,7 +530,8 @@ func (m *Manager) operationViews(ctx context.Context, id string) ([]control.Oper
 		if control.Ended(mg.Phase) || mg.Phase == control.PhaseFilled {
 			continue
 		}
-		o := control.OperationView{ID: mg.ID, Kind: "migrate", Object: "group/" + mg.Group, Phase: mg.Phase, Error: mg.Error}
+		kind := map[bool]string{true: "volume/", false: "group/"}[strings.Contains(mg.Group, "/")]
+		o := control.OperationView{ID: mg.ID, Kind: "migrate", Object: kind + mg.Group, Phase: mg.Phase, Error: mg.Error}
 		if mg.Regions.Total != nil && mg.Regions.Present != nil && *mg.Regions.Total > 0 {
 			o.Percent = ptr(100 * float64(*mg.Regions.Present) / float64(*mg.Regions.Total))
 		}

@@ -195,7 +195,7 @@ func latestID(g *control.Group) string {
 	if g.Migrations == 0 {
 		return ""
 	}
-	return moveID(g.Name, g.Migrations)
+	return g.MoveID()
 }
 
 // wanBytes adds up what all nodes have sent since the group was made. It is unknown while a node that may have sent more
@@ -243,6 +243,9 @@ func volumeView(v *control.Volume, g *control.Group, migrations []got[control.Mi
 	if g == nil {
 		return view
 	}
+	if g.Lone != "" {
+		view.Group = "" // which nobody has put it into
+	}
 	sources := ""
 	if s := groupOf(l.node(g.Secondary), g.Name); s != nil {
 		sources = s.CopySource
@@ -250,7 +253,9 @@ func volumeView(v *control.Volume, g *control.Group, migrations []got[control.Mi
 	for _, p := range g.Pairs {
 		switch full {
 		case p.Primary:
-			view.CopyTargets = append(view.CopyTargets, end(p.Secondary, true))
+			if p.Secondary != "" {
+				view.CopyTargets = append(view.CopyTargets, end(p.Secondary, true))
+			}
 		case p.Secondary:
 			view.CopySources = append(view.CopySources, end(p.Primary, validSource(sources, g.Primary)))
 		}
@@ -280,7 +285,7 @@ func addMove(view *control.VolumeView, full string, g *control.Group, migrations
 				view.MigrationTarget = &control.MoveEndView{Node: dst.Node, Address: dst.Address, Volume: dst.Volume}
 			case mv.Target:
 				view.MigrationSource = &control.MoveEndView{Node: src.Node, Address: src.Address, Volume: src.Volume}
-				if len(view.CopyTargets) == 0 {
+				if len(view.CopyTargets) == 0 && secondary != "" {
 					view.CopyTargets = append(view.CopyTargets, end(secondary, false))
 				}
 			case secondary:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"gantline/internal/control"
@@ -148,7 +149,9 @@ func (m *Manager) volumeDelete(ctx context.Context, full string) error {
 	if err != nil {
 		return err
 	}
-	if v.V.Group != "" {
+	if strings.Contains(v.V.Group, ".") {
+		return control.Errorf(control.KindRefused, "volume %s is in use by %s", full, inGroup(v.V.Group))
+	} else if v.V.Group != "" {
 		return control.Errorf(control.KindRefused, "volume %s is in use by group %s; delete the group first", full, v.V.Group)
 	}
 	vvols, err := m.vvolsOf(ctx, full)

@@ -115,8 +115,8 @@ func (m *Manager) quiet(ctx context.Context, group, object string) error {
 		return err
 	}
 	if running && mg.V.Active() {
-		return control.Errorf(control.KindRefused, "%s: migration %s has group %s in hand (phase %q); wait until it is filled",
-			object, mg.V.ID, group, mg.V.Phase)
+		return control.Errorf(control.KindRefused, "%s: migration %s has %s in hand (phase %q); wait until it is filled",
+			object, mg.V.ID, mg.V.What(), mg.V.Phase)
 	}
 	return nil
 }

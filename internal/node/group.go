@@ -370,6 +370,9 @@ func (n *Node) configureGroup(ctx context.Context, spec control.GroupSpec) (cont
 		return control.GroupStatus{}, refused("group %s was retired from node %s since", name, n.cfg.Name)
 	}
 	if rec == nil || rec.Role == control.RoleRetired {
+		if n.state.view().ungrouped(&spec.Group) {
+			return control.GroupStatus{}, refused("the move of volume %s has ended on node %s since", spec.Group.Lone, n.cfg.Name)
+		}
 		if err := n.createGroup(spec); err != nil {
 			return control.GroupStatus{}, err
 		}
@@ -555,7 +558,15 @@ func (n *Node) deleteGroup(ctx context.Context, name string) error {
 			return refused("group %s takes part in migration %s", name, id)
 		}
 	}
-	return n.dropGroup(ctx, name, n.staysClosed(rec), func(d *durable) { delete(d.Groups, name) })
+	var over []string
+	err := n.dropGroup(ctx, name, n.staysClosed(rec), func(d *durable) {
+		delete(d.Groups, name)
+		over = d.ungroup(rec)
+	})
+	for _, id := range over {
+		n.forgetMove(id)
+	}
+	return err
 }
 
 // learn keeps addresses of other nodes.

@@ -237,7 +237,12 @@ func (n *Node) sourceRefusals(spec control.MigrationSpec) []string {
 				"while the target is copied to; wait until it is paired, or move it without --strategy copy-first", g.name))
 		}
 	}
-	for _, mv := range spec.Volumes {
+	return append(bad, d.growing(spec.Volumes)...)
+}
+
+// growing names volumes of a move that a resize has not ended with.
+func (d *durable) growing(volumes []control.MovedVolume) (bad []string) {
+	for _, mv := range volumes {
 		_, name := splitName(mv.Source)
 		if v := d.Volumes[name]; v != nil && (v.Size != mv.Size || v.Growing != 0) {
 			size := max(v.Size, v.Growing)
@@ -284,6 +289,8 @@ func (n *Node) targetRefusals(spec control.MigrationSpec, early bool) []string {
 	}
 	if g := d.Groups[spec.Group.Name]; g != nil && g.Role != control.RoleRetired {
 		add("node %s is %s in group %s", n.cfg.Name, g.Role, spec.Group.Name)
+	} else if g == nil && len(d.Groups) >= maxGroups {
+		add("node %s has %d groups, the most it takes", n.cfg.Name, len(d.Groups))
 	}
 	return bad
 }
@@ -293,7 +300,11 @@ func (n *Node) checkMove(spec control.MigrationSpec) (control.MigrationCheck, er
 	var c control.MigrationCheck
 	switch n.cfg.Name {
 	case spec.Source:
-		c.Refusals = n.sourceRefusals(spec)
+		if n.group(spec.Group.Name) == nil && spec.Group.Lone != "" {
+			c.Refusals = n.loneRefusals(spec)
+		} else {
+			c.Refusals = n.sourceRefusals(spec)
+		}
 		if g := n.group(spec.Group.Name); g != nil {
 			st := g.status()
 			c.Backlog, c.LinkDown = st.LagBytes, !st.LinkUp

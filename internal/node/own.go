@@ -92,7 +92,10 @@ func (n *Node) ownGroup(name string) (control.GroupView, bool) {
 		OnLinkLoss: spec.OnLinkLoss, RPOSeconds: spec.RPO().Seconds(), Limit: spec.Limit, Compress: spec.Compress,
 		Primary: st.Node, Secondary: spec.Secondary, Link: &link, Pairs: []control.PairView{}, PrimaryJournal: spec.PrimaryJournal,
 		SecondaryJournal: spec.SecondaryJournal, Suspended: spec.Suspended, Error: &st.Error,
-		Nodes: map[string]*string{spec.Primary: nil, spec.Secondary: nil}}
+		Nodes: map[string]*string{spec.Primary: nil}}
+	if spec.Secondary != "" {
+		v.Nodes[spec.Secondary] = nil
+	}
 	v.Nodes[n.cfg.Name] = &st.Role
 	for _, p := range spec.Pairs {
 		v.Pairs = append(v.Pairs, control.PairView{Primary: p.Primary, Secondary: p.Secondary, Size: p.Size})

@@ -56,7 +56,9 @@ func (f *refiller) Fetch(ctx context.Context, off int64, p []byte) error {
 	again := f.o.refill(ctx, f.mv, off, p)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.stuck = again; again != nil {
+	if f.stuck = again; errors.Is(again, errOnlyThere) {
+		return fmt.Errorf("source %s: %w; %w", f.o.spec.Source, err, again)
+	} else if again != nil {
 		return fmt.Errorf("source %s: %w; secondary %s: %w", f.o.spec.Source, err, f.o.spec.Secondary, again)
 	}
 	f.bytes += int64(len(p))
@@ -94,8 +96,14 @@ func (f *refiller) lacking() error {
 	return f.stuck
 }
 
+// errOnlyThere: a volume in no group has no secondary to ask.
+var errOnlyThere = errors.New("the volume is in no group: nobody else has it")
+
 // refill reads from the secondary what the source's volume held at the cut, with what the target's log has since then or not.
 func (o *targetOps) refill(ctx context.Context, mv control.MovedVolume, off int64, p []byte) error {
+	if o.spec.Secondary == "" {
+		return errOnlyThere
+	}
 	rec := o.n.state.view().Moves[o.spec.ID]
 	if rec == nil || rec.Cut() == 0 {
 		return errors.New("the move has no cut")
@@ -181,6 +189,10 @@ func (o *targetOps) risks(d *targetDisk) (list []string, blocked string) {
 	if rec := o.n.state.view().Moves[o.spec.ID]; rec != nil && rec.Carried {
 		return list, fmt.Sprintf("what is absent was at %s, which is away; %s gives it once it has the records up to the cut, which this node "+
 			"sends (%v)", o.spec.Source, o.spec.Secondary, why)
+	}
+	if o.spec.Secondary == "" {
+		return list, fmt.Sprintf("what is absent is at %s only, which is away; start it. The volume is in no group, so that nobody else has it: "+
+			"hosts get errors there until %s is back", o.spec.Source, o.spec.Source)
 	}
 	return list, fmt.Sprintf("what is absent is at %s only, which is away (secondary %s: %v); start it. If it is gone for good, `gantline group "+
 		"promote %s --force` has %s serve what it has", o.spec.Source, o.spec.Secondary, why, o.spec.Group.Name, o.spec.Secondary)

@@ -244,7 +244,7 @@ func (n *Node) serveCall(ctx context.Context, _ wire.Hello, method string, param
 	case control.CallVolumeResize:
 		return with(params, func(in control.VolumeResize) (any, error) { return n.resizeVolume(ctx, in) })
 	case control.CallVolumeDelete:
-		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteVolume(ctx, in.Name) })
+		return with(params, func(in control.NameOnly) (any, error) { return struct{}{}, n.deleteVolume(ctx, in) })
 	case control.CallJournalCreate:
 		return with(params, n.createJournal)
 	case control.CallJournalAdd:

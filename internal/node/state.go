@@ -28,6 +28,8 @@ type volumeRecord struct {
 	// Growing, if not 0, is a larger size that the device may have already; or it is Size, and the log of the group that the
 	// volume is a primary of may lack the record which says so.
 	Growing int64 `json:"growing,omitempty"`
+	// Arrived is the latest move that has ended here with the volume in no group.
+	Arrived string `json:"arrived,omitempty"`
 	// Moved says who serves what this volume held: it was the source of a finished move, or the target of one that was
 	// given up. It refuses hosts until it is deleted or named as the target of another move.
 	Moved *block.MovedError `json:"moved,omitempty"`

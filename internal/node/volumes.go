@@ -167,7 +167,8 @@ func (n *Node) volume(name string) *nodeVolume {
 	return n.volumes[name]
 }
 
-func (n *Node) deleteVolume(ctx context.Context, name string) error {
+func (n *Node) deleteVolume(ctx context.Context, in control.NameOnly) error {
+	name := in.Name
 	n.config.Lock()
 	defer n.config.Unlock()
 	d := n.state.view()
@@ -177,6 +178,10 @@ func (n *Node) deleteVolume(ctx context.Context, name string) error {
 	}
 	if user := d.userOf(name); user != "" {
 		return refused("volume %s/%s is in use by %s", n.cfg.Name, name, user)
+	}
+	if in.For != "" && rec.Arrived == in.For {
+		return refused("volume %s/%s: migration %s has ended here, and has not gone back: was the manager's store put back from a backup?", n.cfg.Name,
+			name, in.For)
 	}
 	if n.clearing[name] {
 		return refused("volume %s/%s is being grown: repeat the command when that has ended", n.cfg.Name, name)

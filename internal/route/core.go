@@ -17,8 +17,11 @@ type Route struct {
 	Epoch   uint64 `json:"epoch"`   // of the group
 }
 
-// Older says that r names an owner of the past: epochs order the owners of one group, and say nothing between groups.
-func (r Route) Older(o Route) bool { return r.Group == o.Group && r.Epoch < o.Epoch }
+// Older says that r names an owner of the past: epochs order the owners of one group, and say nothing between groups. A volume in no
+// group has no epoch: one that is known of it is that of a move of the volume, which has ended since.
+func (r Route) Older(o Route) bool {
+	return r.Group == o.Group && r.Epoch < o.Epoch && (r.Group != "" || r.Epoch != 0)
+}
 
 func (r Route) samePlace(o Route) bool {
 	return r.Node == o.Node && r.Address == o.Address && r.Volume == o.Volume
@@ -220,12 +223,12 @@ func (c *core) switchTo(r Route, p Policy, now time.Duration) []action {
 	if c.ended || r.Older(c.route) {
 		return nil
 	}
+	if r.Group != c.route.Group {
+		c.former = c.lastID
+	}
 	if r.samePlace(c.route) {
 		c.route = r
 		return nil
-	}
-	if r.Group != c.route.Group {
-		c.former = c.lastID
 	}
 	c.route, c.failures, c.dialAt = r, 0, now
 	var acts []action

@@ -455,6 +455,25 @@ func TestAnOlderEpochSwitchesNothing(t *testing.T) {
 	}
 }
 
+// A session that a node has led to another, in a move that the manager's word did not reach it of, takes the manager's word for it again
+// when the volume is in no group: what is left of the move is an epoch that nobody counts on from.
+func TestAnEpochOfAMoveDoesNotOutliveIt(t *testing.T) {
+	a, b, x := newNode(t, 4), newNode(t, 5), newNode(t, 0)
+	a.set(func() { a.refuse = &block.MovedError{Node: "b", Address: b.addr, Volume: "v", Epoch: 5} })
+	h := newHost(t, Config{Route: a.route(0)})
+	h.send(1)
+	h.wantAll(nil)
+	if r := h.s.Status().Route; b.count() != 1 || r.Epoch != 5 {
+		t.Fatalf("%d requests at b, route %+v", b.count(), r)
+	}
+	h.s.Switch(x.route(0), Finish)
+	h.send(1)
+	h.wantAll(nil)
+	if r := h.s.Status().Route; x.count() != 1 || r.Epoch != 0 {
+		t.Fatalf("%d requests at x, route %+v", x.count(), r)
+	}
+}
+
 func TestHoldTimeExpires(t *testing.T) {
 	a := newNode(t, 1)
 	r := a.route(1)

@@ -12,7 +12,7 @@ import (
 )
 
 // A node is drained of three groups under load, and of one without pairs, with the manager killed on the way: everything is served at
-// the other node, hosts see no error, the copies are equal. A volume in no group is named in advance.
+// the other node, hosts see no error, the copies are equal. Two volumes in no group move with them.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
@@ -25,13 +25,12 @@ func TestDrain(t *testing.T) {
 		loads = append(loads, site.Run(proof.New(s.Disks(s.G, g), proof.Options{Seed: seed, Depth: 4, MaxBlocks: 8, FlushEvery: 30, Rate: 200})))
 	}
 	s.Pair("none", 0, 0, "32MiB")
-	s.Do("volume", "create", "a/lone", "--size", "1MiB")
-	for _, line := range []string{"node drain a --to b", "node drain a --to b --dry-run"} {
-		if r := s.CLI(line); r.Code != 4 || !strings.Contains(r.Err, "a/lone") {
-			t.Errorf("%s: %v", line, r)
-		}
+	s.Do("volume", "create", "a/idle", "--size", "1MiB")
+	lone := alone(s, "lone", 16*mib)
+	host := site.Run(proof.New(s.Disks(s.G, lone), proof.Options{Seed: seed, Depth: 4, MaxBlocks: 8, FlushEvery: 30, Rate: 200}))
+	if out := s.Do("node drain a --to b --dry-run"); !strings.Contains(out, "move a/lone from a to b") {
+		t.Errorf("the plan:\n%s", out)
 	}
-	s.Do("volume", "delete", "a/lone", "--yes")
 	s.Do("node", "drain", "a", "--to", "b", "--no-wait")
 	time.Sleep(300 * time.Millisecond)
 	s.Manager.Kill()
@@ -59,6 +58,17 @@ func TestDrain(t *testing.T) {
 		t.Logf("%s: pause %v ms, longest gap %v", g.Name, deref(v.PauseMS), loads[i].Stats().LongestGap)
 	}
 	s.AwaitPhase("none", 30*time.Second, "committed")
+	s.AwaitPhase("a.lone", 30*time.Second, "committed")
+	s.AwaitPhase("a.idle", 30*time.Second, "committed")
+	if err := host.Stop(); err != nil {
+		t.Errorf("lone: the host saw an error: %v", err)
+	}
+	s.Equal(host.Load, "b/lone", s.Exports(s.B, lone))
+	for _, v := range []string{"b/lone", "b/idle"} {
+		if v := volumeOf(s, v); v.Role == nil || *v.Role != control.RoleLone || v.Group != "" {
+			t.Errorf("%+v", v)
+		}
+	}
 	s.Do("volume", "create", "b/late", "--size", "1MiB")
 	s.Do("volume", "create", "c/late", "--size", "1MiB")
 	s.Do("pair", "add", "none", "b/late", "c/late")
