@@ -88,10 +88,16 @@ func carryBacklog(t *testing.T, k killPoint, seed uint64) {
 	}
 	s.Equal(m.load.Load, "secondary", s.Exports(s.C, m.g))
 	s.Equal(m.load.Load, "target", s.Exports(s.B, m.g))
-	m.WaitFor(20*time.Second, "the space to be given back", func() bool {
-		files, err := os.ReadDir(filepath.Join(s.B.Dir, "journals"))
-		return err == nil && !slices.ContainsFunc(files, func(f os.DirEntry) bool { return strings.Contains(f.Name(), ".carried") })
-	})
+	m.WaitFor(20*time.Second, "the space to be given back", func() bool { return !keepsCarried(t, s.B) })
+}
+
+// keepsCarried says whether a node has a log of what was carried there.
+func keepsCarried(t *testing.T, p *site.Process) bool {
+	files, err := os.ReadDir(filepath.Join(p.Dir, "journals"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(files, func(f os.DirEntry) bool { return strings.Contains(f.Name(), ".carried") })
 }
 
 // carried waits until the target has all that the secondary lacks.
@@ -100,4 +106,53 @@ func (m *move) carried() {
 		b := m.Move("db").Bytes
 		return b.Carried != nil && b.CarryTotal != nil && *b.Carried == *b.CarryTotal && *b.Carried > 0
 	})
+}
+
+// A group moves on while what it has carried is still being sent, and the secondary is away again: that, and what has come behind it,
+// moves as well. Both nodes that had it before are gone then. Long: in a campaign only.
+func TestCarryTwice(t *testing.T) {
+	if site.Campaign() == 0 {
+		t.Skip("in a campaign only (GANTLINE_CAMPAIGN=1)")
+	}
+	t.Parallel()
+	s := site.Start(t, nil)
+	m := &move{Site: s, t: t, g: s.Pair("db", 2, 64*mib, "320MiB")}
+	m.load = site.Run(proof.New(s.Disks(s.G, m.g), proof.Options{Seed: site.Seed(t), Depth: 16, MaxBlocks: 8, FlushEvery: 30, Rate: 500, Span: 16 * mib}))
+	carry := func(to string, more ...string) {
+		s.C.Stop()
+		time.Sleep(1500 * time.Millisecond)
+		s.Do(append([]string{"migrate", "start", "db", "--to", to, "--backlog", "carry", "--strategy", "copy-first", "--no-wait"}, more...)...)
+		m.carried()
+	}
+	time.Sleep(300 * time.Millisecond)
+	carry("b")
+	s.Do("link", "set", "b:c", "--limit", "512KiB")
+	s.C.Start()
+	s.AwaitPhase("db", 60*time.Second, "filled")
+	s.Do("migrate", "commit", "db")
+	for _, v := range m.g.Volumes {
+		s.Do("volume", "delete", "a/"+v, "--yes")
+	}
+	s.Do("journal", "delete", "a/db-log", "--yes")
+	s.B.Stop() // and starts with what it was given
+	s.B.Start()
+	if !keepsCarried(t, s.B) {
+		t.Fatal("the secondary has got all of it before the second move")
+	}
+	carry("a")
+	s.B.Kill()
+	if m.load.Stop() != nil {
+		t.Error("the host saw an error")
+	}
+	s.C.Start()
+	s.AwaitPhase("db", 60*time.Second, "filled")
+	s.AwaitInStep("db", 60*time.Second)
+	s.Equal(m.load.Load, "secondary", s.Exports(s.C, m.g))
+	s.Equal(m.load.Load, "target", s.Exports(s.A, m.g))
+	m.WaitFor(20*time.Second, "the space to be given back", func() bool { return !keepsCarried(t, s.A) })
+	s.B.Start()
+	s.Do("migrate", "commit", "db")
+	if keepsCarried(t, s.B) {
+		t.Error("the first target has kept what was carried there")
+	}
 }
