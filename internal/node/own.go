@@ -121,9 +121,10 @@ func (n *Node) ownGroup(name string) (control.GroupView, bool) {
 	return v, true
 }
 
-// ownMigration is `migrate show` as far as this node knows it; a group's name means the move that this node registered
-// last.
+// ownMigration is `migrate show` as far as this node knows it; a group's name, or that of a volume in none, means the move that this node
+// registered last.
 func (n *Node) ownMigration(name string) (control.MigrationView, bool) {
+	name = control.LoneGroup(name)
 	var found *migrate.Record
 	for id, rec := range n.state.view().Moves {
 		newer := found == nil || rec.Spec.Group.Epoch > found.Spec.Group.Epoch || len(id) > len(found.Spec.ID) || id > found.Spec.ID
@@ -142,7 +143,11 @@ func (n *Node) ownMigration(name string) (control.MigrationView, bool) {
 		return control.MigrationView{}, false
 	}
 	spec := found.Spec
-	v := control.MigrationView{ID: spec.ID, Group: spec.Group.Name, Source: spec.Source, Target: spec.Target, Phase: st.Phase,
+	of := spec.Group.Name
+	if spec.Group.Lone != "" {
+		of = spec.Group.Lone
+	}
+	v := control.MigrationView{ID: spec.ID, Group: of, Source: spec.Source, Target: spec.Target, Phase: st.Phase,
 		Modes: map[string]*string{}, Cut: st.Cut, Epoch: st.Epoch, PauseMS: st.PauseMS, AtRisk: []string{}, BlockedOn: &st.BlockedOn,
 		Error: st.Error, Steps: st.Steps, InFlight: spec.InFlight, Limit: spec.Limit, Volumes: spec.Volumes}
 	for _, mv := range spec.Volumes {

@@ -343,6 +343,9 @@ func TestLoneSourceAway(t *testing.T) {
 	s.Do("migrate", "start", "a/db", "--to", "b", "--limit", "1MiB", "--no-wait")
 	s.AwaitPhase("a.db", 20*time.Second, "migrating")
 	s.A.Kill()
+	if r := own(s, s.B, "migrate", "show", "a/db"); r.Code != 0 || !strings.Contains(r.Out, "a.db-1") {
+		t.Errorf("at the target's own socket: %v", r)
+	}
 	s.WaitFor(20*time.Second, "what is at risk is told", func() bool {
 		v := s.Move("a.db")
 		return len(v.AtRisk) > 0 && v.BlockedOn != nil && strings.Contains(*v.BlockedOn, "start it")
