@@ -58,6 +58,19 @@ func TestSizeFor(t *testing.T) {
 			if n, b, err := other.Above(7); n != records || b != bytes || err != nil {
 				t.Errorf("%d records, %d bytes there, %d and %d here: %v", n, b, records, bytes, err)
 			}
+			var entries []record.Record
+			for len(entries) < c.n {
+				some, err := other.Entries(record.Seq(8+len(entries)), c.n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				entries = append(entries, some...)
+			}
+			for i, e := range entries {
+				if r := recs[i]; e.Seq != r.Seq || e.Offset != r.Offset || e.Length != r.Length || e.Op != r.Op || e.Data != nil {
+					t.Fatalf("entry %d: %+v, of %+v", i, e, r)
+				}
+			}
 			if dev.Size() > 2*bytes+int64(4*records*pageSize)+2<<20 {
 				t.Errorf("%d bytes for %d", dev.Size(), bytes)
 			}

@@ -29,6 +29,11 @@ func (l groupLog) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Reco
 	return recs, logError(err)
 }
 
+func (l groupLog) Entries(from record.Seq, maxRecords int) ([]record.Record, error) {
+	recs, err := l.Journal.Entries(from, maxRecords)
+	return recs, logError(err)
+}
+
 func logError(err error) error {
 	switch {
 	case errors.Is(err, journal.ErrFull):

@@ -12,6 +12,8 @@ import (
 // Front is a log that ends with a fence and that another one goes on from: records are read and freed, none is added.
 type Front interface {
 	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)
+	// Entries is Read without the records' data.
+	Entries(from record.Seq, maxRecords int) ([]record.Record, error)
 	Trim(upTo record.Seq) error
 	Cursors() Cursors
 	Close() error
@@ -78,6 +80,18 @@ func (c *Chain) Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record
 	}
 	c.mu.RUnlock()
 	return c.Log.Read(from, maxRecords, maxBytes)
+}
+
+// entries is Read for who wants to know what the records touch. Of a front, of which memory has no list and which may have
+// gigabytes, it reads no data: hosts may wait for it.
+func (c *Chain) entries(from record.Seq) ([]record.Record, error) {
+	c.mu.RLock()
+	if c.front != nil && from <= c.cut {
+		defer c.mu.RUnlock()
+		return c.front.Entries(from, replayRecords)
+	}
+	c.mu.RUnlock()
+	return c.Log.Read(from, replayRecords, replayBytes)
 }
 
 // Trim frees of both what lies at or below upTo.

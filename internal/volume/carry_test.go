@@ -29,6 +29,10 @@ func (l *shortLog) Read(from record.Seq, _, _ int) ([]record.Record, error) {
 	return []record.Record{{Seq: from, Volume: record.VolumeNumber(l.at.Appended)}}, nil
 }
 
+func (l *shortLog) Entries(from record.Seq, _ int) ([]record.Record, error) {
+	return l.Read(from, 1, 1)
+}
+
 // Two logs are read, and freed, as one, and nothing of the second is freed before all of the first.
 func TestChain(t *testing.T) {
 	front, own := &shortLog{at: Cursors{10, 20, 20}}, &shortLog{at: Cursors{20, 25, 30}}
@@ -43,6 +47,12 @@ func TestChain(t *testing.T) {
 	for seq, log := range map[record.Seq]*shortLog{11: front, 20: front, 21: own, 30: own} {
 		if recs, err := c.Read(seq, 1, 1); err != nil || recs[0].Seq != seq || recs[0].Volume != record.VolumeNumber(log.at.Appended) {
 			t.Errorf("record %d: %+v %v", seq, recs, err)
+		}
+		if seq > 20 {
+			continue
+		}
+		if recs, err := c.entries(seq); err != nil || recs[0].Seq != seq {
+			t.Errorf("entry %d: %+v %v", seq, recs, err)
 		}
 	}
 	if left, _, ok := c.left(15); !ok || left != 500 {

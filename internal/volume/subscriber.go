@@ -648,7 +648,7 @@ func (g *Group) eachExtent(from, upTo record.Seq, fn func(*extentRef)) error {
 			from = next
 			continue
 		}
-		recs, err := g.log.Read(from, replayRecords, replayBytes)
+		recs, err := g.entries(from)
 		if err != nil {
 			return err
 		}
@@ -663,6 +663,13 @@ func (g *Group) eachExtent(from, upTo record.Seq, fn func(*extentRef)) error {
 		from = recs[len(recs)-1].Seq + 1
 	}
 	return nil
+}
+
+func (g *Group) entries(from record.Seq) ([]record.Record, error) {
+	if c, ok := g.log.(*Chain); ok {
+		return c.entries(from)
+	}
+	return g.log.Read(from, replayRecords, replayBytes)
 }
 
 func (g *Group) eachListed(from, upTo record.Seq, fn func(*extentRef)) (record.Seq, bool) {
