@@ -58,10 +58,10 @@ unit:
 histories:
 	GO=$(GO) GANTLINE_CAMPAIGN=1 scripts/gotest.sh -count=1 -timeout 15m -run '$(HISTORIES)' ./internal/volume ./internal/node
 
-# bin/gantline is what these start. A pattern without packages is left out, for a tree that has only some of them.
+# bin/gantline is what these start. Most of a system's time is waiting: four at once. A pattern without packages is left out, for a tree that has only some of them.
 system: build
 	pkgs=$$($(GO) list $(SYSTEM) 2>/dev/null); \
-	if [ -n "$$pkgs" ]; then GO=$(GO) GANTLINE_BIN=$(CURDIR)/bin/gantline scripts/gotest.sh -count=1 -p 1 -timeout 25m $$pkgs; fi
+	if [ -n "$$pkgs" ]; then GO=$(GO) GANTLINE_BIN=$(CURDIR)/bin/gantline scripts/gotest.sh -count=1 -p 1 -parallel 4 -timeout 25m $$pkgs; fi
 
 # Every fuzz target in turn: make fuzz FUZZ=10m
 fuzz:
