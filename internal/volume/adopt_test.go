@@ -19,7 +19,7 @@ func adoption() Adoption {
 		Base: handedOver, Done: done.encode(maxDoneExport),
 		Table: record.Table{{Epoch: 1, Incarnation: 3, Node: "n", First: 1, Last: handedOver, Closed: true}},
 		Next:  record.Row{Epoch: 2, Incarnation: 1, Node: "t", First: handedOver + 1},
-		Heirs: map[string]Heritage{"far": {Sync: true, Relied: handedOver - 3, Applied: handedOver - 5}},
+		Heirs: map[string]Heritage{"far": {Sync: true, Relied: handedOver - 3, Applied: handedOver - 5}, "cut": {Suspended: true}},
 	}
 }
 
@@ -41,6 +41,13 @@ func takeOver(s *site) error {
 		}
 	}
 	if err := s.g.Serve(row); err != nil {
+		return err
+	}
+	if !s.g.Remembers("cut") {
+		return errors.New("what was cut off at the hand-over is not remembered")
+	}
+	since := map[record.VolumeNumber]Bitmap{1: block.NewBitmap(testSize / markSize)}
+	if _, err := s.g.Subscribe("cut", SubscriberConfig{Changed: since, BlockSize: markSize, Images: true}); err != nil {
 		return err
 	}
 	patient := SyncConfig{On: true, Patience: time.Hour, Stall: time.Hour, Hold: time.Hour}
@@ -164,6 +171,9 @@ func TestTakeOverDiesAtEveryDeviceCall(t *testing.T) {
 		}
 		if !s.g.Subscriber("far").Sync().Waits || !known(s.g, 5, 9) {
 			t.Fatalf("call %d: the promise or the done requests were not taken over", at)
+		}
+		if written := s.g.Subscriber("cut").ChangedBytes() > 0; written != (s.g.Appended() > handedOver) {
+			t.Fatalf("call %d: marked as written since: %v, the log ends at %d", at, written, s.g.Appended())
 		}
 		s.crash()
 		if flushed == nil {

@@ -206,20 +206,25 @@ func (g *Group) Compare(ctx context.Context, r *record.Record) (Compared, error)
 	if err := m.vol.readImage(ctx, m, data, d.off); err != nil {
 		return c, err
 	}
-	have := sumBlocks(nil, data)
-	for i := 0; i*digestSize < len(have); i++ {
-		if [digestSize]byte(have[i*digestSize:]) == [digestSize]byte(d.sums[i*digestSize:]) {
-			continue
-		}
-		off := d.off + int64(i)*DigestBlock
-		end := min(off+DigestBlock, d.off+d.length)
-		if n := len(c.Different); n > 0 && c.Different[n-1].Offset+c.Different[n-1].Length == off {
-			c.Different[n-1].Length += end - off
-			continue
-		}
-		c.Different = append(c.Different, block.Extent{Offset: off, Length: end - off})
-	}
+	c.Different = unlike(d.off, d.length, d.sums, sumBlocks(nil, data))
 	return c, nil
+}
+
+// unlike lists the blocks of an extent whose digests differ, neighbours joined.
+func unlike(off, length int64, one, other []byte) (different []block.Extent) {
+	for i := 0; i*digestSize < len(other); i++ {
+		if [digestSize]byte(one[i*digestSize:]) == [digestSize]byte(other[i*digestSize:]) {
+			continue
+		}
+		from := off + int64(i)*DigestBlock
+		to := min(from+DigestBlock, off+length)
+		if n := len(different); n > 0 && different[n-1].Offset+different[n-1].Length == from {
+			different[n-1].Length += to - from
+			continue
+		}
+		different = append(different, block.Extent{Offset: from, Length: to - from})
+	}
+	return different
 }
 
 // Lacks marks extents that a digest has shown to differ, durably, and takes the subscriber out of the stream, so that

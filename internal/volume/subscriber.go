@@ -58,6 +58,8 @@ type SubscriberConfig struct {
 	Changed   map[record.VolumeNumber]Bitmap
 	BlockSize int64 // bytes that a mark stands for; default 64 KiB
 	Sync      SyncConfig
+	// Images: a record that only sends a block again, as it is here already, marks nothing.
+	Images bool
 	// Needed: the group is sealed only with it in the stream, for nobody is told what else it lacks.
 	Needed bool
 	// OnEvent runs on a goroutine of its own; events of one subscriber come in order.
@@ -697,12 +699,19 @@ func (s *Subscriber) markAllOf(recs []record.Record) {
 }
 
 func (s *Subscriber) mark(r *record.Record) {
+	if s.cfg.Images && r.Flags&record.FlagCopied != 0 {
+		return // of zeros that are zeros here
+	}
 	s.markExtent(r.Op, r.Volume, int64(r.Offset), int64(r.Length))
 }
 
 func (s *Subscriber) markExtent(op record.Op, n record.VolumeNumber, off, length int64) {
 	switch op {
-	case record.OpWrite, record.OpZero, record.OpTrim, record.OpCopy:
+	case record.OpWrite, record.OpZero, record.OpTrim:
+	case record.OpCopy:
+		if s.cfg.Images {
+			return
+		}
 	default:
 		return
 	}
@@ -724,7 +733,7 @@ func (s *Subscriber) markDoubt() {
 	}
 	for n := range s.volumes() {
 		for _, e := range s.g.mem.Doubt(n) {
-			s.markExtent(record.OpCopy, n, e.Offset, e.Length)
+			s.markExtent(record.OpWrite, n, e.Offset, e.Length)
 		}
 	}
 }
