@@ -229,13 +229,27 @@ func TestMoveTellsItsCost(t *testing.T) {
 			t.Fatalf("%s: %s", line, stderr)
 		}
 	}
-	code, stdout, stderr := s.run("migrate start g --to b --commit -o json")
+	found := &control.MoveCheck{State: control.CheckDifferent}
+	found.Add(control.VerifyExtent{Volume: "b/v1", Offset: 65536, Length: 65536}, false)
+	s.nodes["b"].Lock()
+	s.nodes["b"].Check = found
+	s.nodes["b"].Unlock()
+	for _, line := range []string{"migrate start g --to b --commit -o json", "migrate commit g"} {
+		code, stdout, stderr := s.run(line)
+		if code != 6 || !strings.Contains(stderr, "b/v1: 65536 bytes at 65536") || !strings.Contains(stderr, "--accept-differences") || stdout == "" {
+			t.Fatalf("%s: exit %d: %s %s", line, code, stdout, stderr)
+		}
+	}
+	code, stdout, stderr := s.run("migrate commit g --accept-differences -o json")
 	var v control.MigrationView
 	if err := json.Unmarshal([]byte(stdout), &v); code != 0 || err != nil || v.Phase != control.PhaseCommitted {
 		t.Fatalf("exit %d, %v: %s %s", code, err, stdout, stderr)
 	}
 	if !strings.Contains(stderr, "pause 7.5 ms; copied 4 KiB in the background, 512 B on demand, 0 B twice") {
 		t.Fatalf("summary: %s", stderr)
+	}
+	if v.Check == nil || !v.Check.Accepted || !strings.Contains(stderr, "accepted by command") {
+		t.Fatalf("what was found: %+v, %s", v.Check, stderr)
 	}
 	// A failed move is exit 1.
 	s.nodes["a"].Lock()

@@ -19,6 +19,7 @@ var killSteps = []string{
 	control.StepDecide, control.StepSource, control.StepRun, control.StepDrained, control.StepSingle, control.StepFill,
 	control.StepDeregister,
 	control.PointPath, control.PointAbort, control.PointAborted, control.PointUngroup, control.PointRefuse, control.PointReopen, control.PointCancel,
+	control.PointCompare,
 	control.StepPromoteMaps, control.StepPromoteCut, control.StepPromoteOpen, control.StepPromoteApply, control.StepPromoteServe,
 	control.StepPromoteRecord, control.StepSupersede,
 	control.PointGrow, control.PointResize,

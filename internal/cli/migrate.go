@@ -14,13 +14,6 @@ import (
 )
 
 func (a *app) migrateCmd() *cobra.Command {
-	commit := a.verb("commit ID", "Remove the source of a filled move", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		raw, done, err := a.change(ctx, http.MethodPost, path(migrationTable.kind, args[0], "commit"), struct{}{})
-		if err != nil || done {
-			return err
-		}
-		return a.untilMoved(ctx, raw, control.PhaseCommitted)
-	})
 	abort := a.verb("abort ID", "Turn back a move that has not been decided", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		raw, done, err := a.change(ctx, http.MethodPost, path(migrationTable.kind, args[0], "abort"), struct{}{})
 		if err != nil || done {
@@ -37,7 +30,7 @@ func (a *app) migrateCmd() *cobra.Command {
 			return a.untilMoved(ctx, raw, control.PhaseFilled)
 		})
 	return noun("migrate", "Moves of a group's primary, or of a volume in no group, to another node", a.migrateStart(), a.listCmd(migrationTable),
-		a.showCmd(migrationTable, "ID"), a.migrateSet(), cont, abort, commit)
+		a.showCmd(migrationTable, "ID"), a.migrateSet(), cont, abort, a.migrateCommit())
 }
 
 func (a *app) migrateSet() *cobra.Command {
@@ -138,6 +131,9 @@ func (a *app) untilMoved(ctx context.Context, raw json.RawMessage, phase string)
 		case control.PhaseAborted:
 			return false, "", control.Errorf(control.KindFailed, "migration %s was aborted: %s", last.ID, last.Error)
 		}
+		if phase == control.PhaseCommitted && last.Check.Failed() {
+			return true, "", nil
+		}
 		if phase != control.PhaseAborted && control.After(last.Phase, phase) {
 			return true, "", nil
 		}
@@ -152,7 +148,10 @@ func (a *app) untilMoved(ctx context.Context, raw json.RawMessage, phase string)
 	if control.After(last.Phase, control.PhaseFilled) {
 		a.summary(&last)
 	}
-	return a.result(migrationTable, raw)
+	if err := a.result(migrationTable, raw); err != nil || phase != control.PhaseCommitted {
+		return err
+	}
+	return a.checked(&last)
 }
 
 // rate remembers the latest sample, for bytes a second and the time left.
@@ -189,6 +188,9 @@ func moveProgress(v *control.MigrationView, r *rate) string {
 				line += fmt.Sprintf(", %s/s, %.0f s left", humanBytes(float64(int64(r.perS))), left)
 			}
 		}
+	}
+	if v.Check != nil && v.Check.State == control.CheckRunning {
+		line = progress(fmt.Sprintf("migration %s: comparing %s with %s", v.ID, v.Source, v.Target), v.Check.DoneBytes, v.Check.TotalBytes)
 	}
 	if v.PauseMS != nil {
 		line += fmt.Sprintf(", pause %.1f ms", *v.PauseMS)

@@ -514,6 +514,8 @@ type MigrationStatus struct {
 	BlockedOn    string `json:"blocked_on"`
 	Error        string `json:"error"`
 	Steps        []Step `json:"steps"`
+	// Check, at the target: the comparison that the last commit has asked for in this run; nil: none has.
+	Check *MoveCheck `json:"check,omitempty"`
 }
 
 // What nodes and gateways tell the manager (HTTP POST, JSON), and what they hear.

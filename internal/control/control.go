@@ -184,6 +184,10 @@ type Migration struct {
 	Lone string `json:"lone,omitempty"`
 	// Promoted ended the move: the group's secondary serves.
 	Promoted *Reign `json:"promoted,omitempty"`
+
+	CommitTry int        `json:"commit_try,omitempty"` // counts the commits that have begun to compare anew
+	Accept    bool       `json:"accept,omitempty"`     // the present one lets go of the source though it differs
+	Check     *MoveCheck `json:"check,omitempty"`      // of the last commit, once over; nil: none has been asked for since, or it goes on
 }
 
 // How hosts are led to the target of a move.
@@ -300,6 +304,7 @@ const (
 	PointRefuse  = "refuse"  // target: its promise never to take over
 	PointReopen  = "reopen"  // source: its record that it goes on
 	PointCancel  = "cancel"  // all nodes: the move is forgotten
+	PointCompare = "compare" // target and source: source and target are being compared; manager: the result is stored
 )
 
 // Phases of a move: the last thing completed.

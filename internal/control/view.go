@@ -118,6 +118,7 @@ type MigrationView struct {
 	Volumes      []MovedVolume      `json:"volumes"`
 	Paths        string             `json:"paths"`
 	Gateways     []MovePath         `json:"gateways"` // that are switched one by one
+	Check        *MoveCheck         `json:"check"`    // what the last commit has found; nil: none has compared yet
 }
 
 // RegionsView counts a move's regions.
@@ -350,6 +351,11 @@ type PairRequest struct {
 // MoveSetRequest changes a move under way.
 type MoveSetRequest struct {
 	Limit *int64 `json:"limit,omitempty" doc:"of the background copy, bytes a second; 0: none"`
+}
+
+// MoveCommitRequest ends a filled move.
+type MoveCommitRequest struct {
+	AcceptDifferences bool `json:"accept_differences,omitempty" doc:"let go of the source though the target differs from it"`
 }
 
 // MoveRequest starts a move.

@@ -313,7 +313,7 @@ func (m *Manager) registerMoves(api huma.API) {
 	plain := func(f func(context.Context, string) (string, error)) func(context.Context, string, struct{}) (string, error) {
 		return func(ctx context.Context, name string, _ struct{}) (string, error) { return f(ctx, name) }
 	}
-	moveVerb(m, api, "commit", "Remove the source of a filled move", plain(m.moveCommit))
+	moveVerb(m, api, "commit", "Remove the source of a filled move", m.moveCommit)
 	moveVerb(m, api, "abort", "Turn back a move that has not been decided; answers when nothing can decide it any more", plain(m.moveAbort))
 	moveVerb(m, api, "continue", "Let a move go on that stopped where it was told to", plain(m.moveContinue))
 	moveVerb(m, api, "set", "Change a move under way", m.moveSet)

@@ -31,6 +31,8 @@ func drainNext(d *control.Drain, moves map[string]*control.Migration) (drainActi
 		switch mg := moves[it.Migration]; {
 		case mg == nil, mg.Phase == control.PhaseFailed, mg.Phase == control.PhaseAborted:
 			return drainFail, i
+		case mg.Phase == control.PhaseFilled && d.Commit && mg.Check.Failed():
+			return drainFail, i
 		case mg.Phase == control.PhaseCommitted, mg.Phase == control.PhaseFilled && !d.Commit:
 			return drainDone, i
 		case mg.Phase == control.PhaseFilled && !mg.Commit:
@@ -143,8 +145,7 @@ func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time
 	case drainCommit:
 		mg := d.Items[i].Migration
 		_, err := ds.m.editMove(ctx, mg, func(_ *change, v *control.Migration) bool {
-			v.Commit = true
-			return true
+			return askCommit(v, false)
 		})
 		if err == nil {
 			ds.m.moves.kick(ctx, mg)
@@ -154,7 +155,9 @@ func (ds *drains) step(ctx context.Context, d *control.Drain, failing *time.Time
 		return ds.note(ctx, d.ID, i, func(it *control.DrainItem) { it.Phase = control.DrainDone })
 	case drainFail:
 		why := "its record is gone"
-		if mg := moves[d.Items[i].Migration]; mg != nil {
+		if mg := moves[d.Items[i].Migration]; mg != nil && mg.Check.Failed() {
+			return ds.fail(ctx, d, i, control.Errorf(control.KindDifferent, "%s", differs(mg.ID, mg.Source, mg.Target, mg.Check)))
+		} else if mg != nil {
 			why = mg.Phase + ": " + mg.Error
 		}
 		return ds.fail(ctx, d, i, control.Errorf(control.KindFailed, "migration %s has %s", d.Items[i].Migration, why))

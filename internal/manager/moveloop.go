@@ -143,6 +143,7 @@ type moveRunner struct {
 	silent  time.Time // since when the target does not answer
 	told    time.Time // when the secondary was last tried to be told
 	step    moveAction
+	waits   string // why a commit waits, as last told
 }
 
 func (r *moveRunner) loop(ctx context.Context) error {
@@ -338,22 +339,6 @@ func cloneMove(mg *control.Migration) *control.Migration {
 	c := *mg
 	c.Steps = slices.Clone(mg.Steps)
 	return &c
-}
-
-func (r *moveRunner) deregister(ctx context.Context, mg *control.Migration) error {
-	err := r.m.commitGuard(ctx, mg)
-	if err == nil {
-		err = r.m.deregisterMove(ctx, mg)
-	}
-	if err == nil || ctx.Err() != nil {
-		return nil
-	}
-	if !isNodeError(err) && !unreachable(err) {
-		return err
-	}
-	r.m.log.Info("commit waits", "migration", r.id, "error", err)
-	sleep(ctx, retryUndo)
-	return nil
 }
 
 // isNodeError says that an error has a kind: a node, or a check of ours, said it, not the store.

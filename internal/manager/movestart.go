@@ -380,7 +380,7 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 }
 
 // moveCommit asks for the removal of the source; the loop does it. It returns the move's id.
-func (m *Manager) moveCommit(ctx context.Context, name string) (string, error) {
+func (m *Manager) moveCommit(ctx context.Context, name string, in control.MoveCommitRequest) (string, error) {
 	mg, err := m.moveNamed(ctx, name)
 	if err != nil {
 		return "", err
@@ -410,9 +410,7 @@ func (m *Manager) moveCommit(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	if _, err := m.editMove(ctx, id, func(_ *change, v *control.Migration) bool {
-		changed := !v.Commit
-		v.Commit = true
-		return changed
+		return askCommit(v, in.AcceptDifferences)
 	}); err != nil {
 		return "", err
 	}

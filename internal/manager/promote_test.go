@@ -179,7 +179,9 @@ func TestForgottenNode(t *testing.T) {
 		s.waitPhase("g-1", control.PhaseFilled)
 		s.must("DELETE", "/v1/nodes/a?forget=true", nil, nil)
 		s.must("POST", "/v1/migrations/g/commit", struct{}{}, nil)
-		s.waitPhase("g-1", control.PhaseCommitted)
+		if v := s.waitPhase("g-1", control.PhaseCommitted); v.Check == nil || v.Check.State != control.CheckSkipped || !strings.Contains(v.Check.Reason, "forgotten") {
+			t.Errorf("compared with nobody: %+v", v.Check)
+		}
 		told(t, s, "a")
 	})
 }

@@ -367,8 +367,10 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 	for _, mv := range mg.Volumes {
 		v.Modes[mv.Target] = nil
 	}
+	v.Check = mg.Check
 	if !control.Ended(mg.Phase) {
 		if st := migrationOf(l.node(mg.Target), mg.ID); st != nil {
+			v.Check = checkOf(mg, st)
 			mergeStatus(&rec, st)
 			v.BlockedOn = &st.BlockedOn
 			v.AtRisk = append(v.AtRisk, st.AtRisk...)
@@ -466,6 +468,9 @@ func (m *Manager) statusView(ctx context.Context) (control.StatusView, error) {
 	for _, mg := range v.Migrations {
 		if mg.Phase == control.PhaseFailed && latest[mg.Group] == mg.ID {
 			problem("migration %s has failed: %s", mg.ID, mg.Error)
+		}
+		if mg.Check.Failed() && mg.Phase == control.PhaseFilled {
+			problem("%s", differs(mg.ID, mg.Source, mg.Target, mg.Check))
 		}
 	}
 	v.Healthy = len(v.Problems) == 0

@@ -107,8 +107,10 @@ func (n *Node) openPresentMap(move string, number uint16) (*block.Bitmap, block.
 	})
 }
 
-func (n *Node) makePresentMap(move string, mv control.MovedVolume) error {
-	return n.createMap(n.presentPath(move, mv.Number), bitsFor(mv.Size, regionSize))
+// makeMoveMaps makes the two maps of a moved volume at the target: what is present, nothing, and what has been written since the cut.
+func (n *Node) makeMoveMaps(move string, mv control.MovedVolume) error {
+	return errors.Join(n.createMap(n.presentPath(move, mv.Number), bitsFor(mv.Size, regionSize)),
+		n.createMap(n.writtenPath(move, mv.Number), bitsFor(mv.Size, markSize)))
 }
 
 func (n *Node) makeChangedMaps(group string, rec *groupRecord) error {

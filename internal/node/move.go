@@ -39,6 +39,7 @@ func (m *move) stop() {
 	if m.ops != nil {
 		m.ops.copy.Load().end()
 		m.ops.carry.Load().end()
+		m.ops.checks.stop()
 		m.ops.close()
 	}
 }
@@ -52,6 +53,10 @@ func (m *move) closeMaps() {
 		if d.mapDev != nil {
 			_ = d.mapDev.Close() // its bits were flushed when they had to be
 			d.mapDev = nil
+		}
+		if d.writtenDev != nil {
+			_ = d.writtenDev.Close()
+			d.writtenDev = nil
 		}
 	}
 }
@@ -353,7 +358,7 @@ func (n *Node) registerAtTarget(rec *migrate.Record) error {
 	for _, mv := range spec.Volumes {
 		_, name := splitName(mv.Target)
 		gr.Members = append(gr.Members, memberRecord{Number: mv.Number, Volume: name, Marked: true})
-		if err := n.makePresentMap(spec.ID, mv); err != nil {
+		if err := n.makeMoveMaps(spec.ID, mv); err != nil {
 			return err
 		}
 		if gr.onQueue() {

@@ -123,7 +123,7 @@ func (n *Node) cancelTarget(ctx context.Context, m *move, rec *migrate.Record, i
 	m.stop()
 	m.closeMaps()
 	n.forgetMove(m.id)
-	n.removePresentMaps(rec)
+	n.removeMoveMaps(rec)
 	return nil
 }
 
@@ -251,9 +251,14 @@ func (n *Node) deregisterTarget(m *move) error {
 		return refused("migration %s: the target is not filled yet (%s)", m.id, rec.Stage)
 	}
 	m.stop()
+	if vg := m.ops.running(); vg != nil {
+		if err := vg.Unsubscribe(cutName); err != nil {
+			return err // the group has failed: its next opening forgets it
+		}
+	}
 	m.closeMaps()
 	m.target.Store(nil)
-	n.removePresentMaps(&rec)
+	n.removeMoveMaps(&rec)
 	return nil
 }
 
@@ -306,8 +311,9 @@ func (n *Node) dropGroup(ctx context.Context, name string, moved map[string]*blo
 	return n.removeMap(rec.Carried.Device)
 }
 
-func (n *Node) removePresentMaps(rec *migrate.Record) {
+func (n *Node) removeMoveMaps(rec *migrate.Record) {
 	for _, mv := range rec.Spec.Volumes {
 		_ = n.removeMap(n.presentPath(rec.Spec.ID, mv.Number)) // only room is lost if it stays
+		_ = n.removeMap(n.writtenPath(rec.Spec.ID, mv.Number))
 	}
 }

@@ -31,6 +31,9 @@ type targetOps struct {
 
 	limiter *rate.Limiter // of what all volumes fetch in the background together
 
+	check  atomic.Pointer[moveCheck] // the last that a commit has asked for
+	checks *scope
+
 	opened bool // saved so; Save's alone, which the machine calls under its lock
 
 	copy    atomic.Pointer[copyFirst] // copy-first, until the cut
@@ -47,6 +50,9 @@ type targetDisk struct {
 	fetch   *refiller   // fetches of either, from the source or from the secondary
 	present *block.Bitmap
 	mapDev  block.Device
+	written *block.Bitmap // since the cut; nil: not known
+
+	writtenDev block.Device
 }
 
 // prepareTarget opens the present maps and the way to the source. The volumes must know what is absent before their
@@ -55,7 +61,7 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 	ctx, cancel := context.WithCancel(n.runCtx)
 	m.cancel = cancel
 	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx, opened: rec.Stage == migrate.Opened,
-		limiter: rate.NewLimiter(rate.Inf, maxBurst)}
+		limiter: rate.NewLimiter(rate.Inf, maxBurst), checks: newScope()}
 	m.ops.setLimit(rec.Spec.Limit)
 	for _, mv := range rec.Spec.Volumes {
 		d, err := m.ops.openDisk(ctx, mv)
@@ -63,6 +69,9 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 			return fmt.Errorf("migration %s: %w", m.id, err)
 		}
 		m.ops.disk = append(m.ops.disk, d)
+		if err := m.ops.openWritten(d); err != nil {
+			return fmt.Errorf("migration %s: %w", m.id, err)
+		}
 		if rec.Stage == migrate.Filled {
 			continue // all is present, and nobody asks the map any more
 		}
@@ -319,14 +328,10 @@ func (o *targetOps) Adopt(h *control.Handover) error {
 			return fmt.Errorf("changed map of %s: %w", mv.Target, err)
 		}
 	}
-	heirs := map[string]volume.Heritage{}
-	if o.spec.Secondary != "" {
-		heirs[secondaryName] = heritageOf(&h.Copy)
-	}
 	return g.vg.Adopt(volume.Adoption{
 		Base: record.Seq(h.Cut), Table: tableOf(h.Table), Done: h.Done,
 		Next:  record.Row{Epoch: o.spec.Group.Epoch + 1, Incarnation: 1, Node: o.n.cfg.Name, First: record.Seq(h.Cut) + 1},
-		Heirs: heirs,
+		Heirs: o.heirs(h),
 	})
 }
 

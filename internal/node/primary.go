@@ -64,6 +64,9 @@ func (g *group) startPrimary(secondary string) error {
 	if err := g.vg.Serve(row); err != nil {
 		return err
 	}
+	if err := g.subscribeCut(); err != nil {
+		return err
+	}
 	if rec.Promoted != nil { // hosts come when all that they write is marked
 		if err := g.startFeed(secondary, rec.Members); err != nil {
 			return err

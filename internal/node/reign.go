@@ -296,8 +296,8 @@ func (g *group) startSuperseded(rec *groupRecord) error {
 	g.mu.Lock()
 	g.role = control.RoleSuperseded
 	g.mu.Unlock()
-	if len(rec.Members) == 0 {
-		return nil
+	if err := g.subscribeCut(); err != nil || len(rec.Members) == 0 {
+		return err
 	}
 	if err := g.startFeed(rec.Spec.Group.Secondary, rec.Members); err != nil {
 		return err

@@ -328,6 +328,10 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveSource(in.ID) })
 	case control.CallMigrateChanged:
 		return with(params, func(in control.ChangedAsked) (any, error) { return n.moveChanged(in) })
+	case control.CallMigrateCompare:
+		return with(params, n.moveCompare)
+	case control.CallMigrateDigests:
+		return with(params, func(in control.DigestsAsked) (any, error) { return n.moveDigests(ctx, in) })
 	case control.CallMigrateSingle:
 		return with(params, func(in control.MigrationSingle) (any, error) { return struct{}{}, n.moveSingle(in) })
 	}

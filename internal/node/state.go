@@ -264,6 +264,9 @@ func (s *state) view() *durable { return s.now.Load().copy() }
 // group is what is recorded of a group, nil if nothing is. It is shared: the caller must not change it.
 func (s *state) group(name string) *groupRecord { return s.now.Load().record().Groups[name] }
 
+// move is what is recorded of a move, likewise.
+func (s *state) move(id string) *migrate.Record { return s.now.Load().record().Moves[id] }
+
 func randomID() string {
 	var b [16]byte
 	rand.Read(b[:])

@@ -386,6 +386,12 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	st.Phase, st.Steps, st.Error, st.BlockedOn, st.PauseMS = rec.Phase(), rec.Steps, rec.Error, blocked, rec.PauseMS
 	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
 	st.Abandoned = rec.Abandoned
+	if c := m.ops.check.Load(); c != nil {
+		check, waits := c.status()
+		if st.Check = &check; waits != nil {
+			st.BlockedOn = fmt.Sprintf("comparing source and target: %v", waits)
+		}
+	}
 	if cut := rec.Cut(); cut > 0 {
 		st.Cut, st.Marked = &cut, rec.Handover.Copy.Suspended || rec.Carried
 	}

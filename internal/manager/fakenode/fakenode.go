@@ -42,6 +42,7 @@ type Node struct {
 	LinkDown bool                    // told by migrate.check
 	Hold     chan struct{}           // if not nil, a target waits here after pending
 	Rest     chan struct{}           // if not nil, a target that serves waits here before it is filled
+	Check    *control.MoveCheck      // what a target finds at a commit; nil: nothing differs
 	Refuse   bool                    // a target refuses durably instead of asking for the decision
 
 	mgr    Manager
@@ -350,6 +351,16 @@ func (n *Node) migrate(method, id string, params json.RawMessage) (any, error) {
 		var in control.MigrationSet
 		_ = json.Unmarshal(params, &in)
 		mv.Spec.Limit = in.Limit
+	case control.CallMigrateCompare:
+		var in control.MoveCompare
+		_ = json.Unmarshal(params, &in)
+		found := control.MoveCheck{State: control.CheckSame}
+		if n.Check != nil {
+			found = *n.Check
+		}
+		found.Try = in.Try
+		st.Check = &found
+		return found, nil
 	case control.CallMigrateReopen:
 		st.Serving = mv.Spec.Group.Epoch + 2
 		return control.ReopenResult{Epoch: st.Serving}, nil
