@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"gantline/internal/control"
 )
@@ -150,12 +151,20 @@ func (m *Manager) linkSet(ctx context.Context, name string, in control.LinkReque
 	return nil
 }
 
-// tellLink tells a group's nodes what has changed beside the group, unless a command or a move has it in hand: they are
-// told of it all the same then, a moment later.
+// linkPatience is how long a change of a link waits for whoever has a group in hand.
+const linkPatience = 5 * time.Second
+
+// tellLink tells a group's nodes what has changed beside the group, unless a long command or a move has it in hand: they are
+// told of it all the same then, later.
 func (m *Manager) tellLink(ctx context.Context, name string) error {
-	unlock, ok := m.locks.try("group/" + name)
-	if !ok {
+	short, stop := context.WithTimeout(ctx, linkPatience)
+	defer stop()
+	unlock, err := m.locks.lock(short, "group/"+name)
+	if err != nil && ctx.Err() == nil {
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	defer unlock()
 	g, err := load[control.Group](ctx, m, control.KindGroup, name)
