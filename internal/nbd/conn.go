@@ -405,11 +405,13 @@ func (c *conn) finish(err error) {
 	c.export.close()
 }
 
-// linger reads until the peer has ended the connection too, for a while.
+// linger reads until the peer has ended the connection too, for a while. The chunk is not its own to read into: payloads of writes
+// that were answered are slices of it, and are still in logs' and caches' memory.
 func (c *conn) linger() {
 	_ = c.sock.SetReadDeadline(time.Now().Add(lingerTime))
+	var scrap [4096]byte
 	for {
-		if _, err := c.tr.read(c.in.chunk); err != nil {
+		if _, err := c.tr.read(scrap[:]); err != nil {
 			return
 		}
 	}

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -282,5 +283,39 @@ func TestDoubleCompletionPanics(t *testing.T) {
 	}
 	if <-caught == nil {
 		t.Error("nothing was noticed")
+	}
+}
+
+// What a host sends while its connection is closed does not change a write that was answered before: its target still has the bytes.
+func TestShutdownLeavesWritesAlone(t *testing.T) {
+	m := newMemory(1 << 20)
+	kept := make(chan []byte, 1)
+	m.scatter = func(reqs []*block.Request, _ func(*block.Request)) {
+		for _, r := range reqs {
+			kept <- r.Data
+			r.Finish(nil)
+		}
+	}
+	r := newRig(t, "tcp", Options{}, oneExport(1<<20, m))
+	p := r.peer(t).begin("a", true)
+	p.request(0, cmdWrite, 1, 0, 4096)
+	if _, err := p.sock.Write(bytes.Repeat([]byte{0xaa}, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	if cookie, no, _ := p.answer(); cookie != 1 || no != 0 {
+		t.Fatalf("cookie %d, error %d", cookie, no)
+	}
+	over := make(chan error, 1)
+	go func() { over <- r.server.Shutdown(context.Background()) }()
+	p.gone()
+	if _, err := p.sock.Write(bytes.Repeat([]byte{0x55}, 1<<16)); err != nil {
+		t.Fatal(err)
+	}
+	p.sock.Close()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	if data := <-kept; !bytes.Equal(data, bytes.Repeat([]byte{0xaa}, 4096)) {
+		t.Error("the answered write was overwritten")
 	}
 }
