@@ -60,7 +60,7 @@ func startHandle(t *testing.T, r *rig, name string) (*Node, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
 	rn := &rigNode{}
-	rn.cfg = Config{Name: name, Site: "s", DataDir: t.TempDir(), Listen: []string{"127.0.0.1:0"}, NBD: "127.0.0.1:0",
+	rn.cfg = Config{Name: name, Site: "s", DataDir: t.TempDir(), Listen: []string{r.host + ":0"}, NBD: r.host + ":0",
 		Manager: &r.store, Logger: newLog(t)}
 	rn.cfg.Ready = func(listen, nbd, _ string) {
 		r.mu.Lock()

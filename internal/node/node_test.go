@@ -25,6 +25,7 @@ type rig struct {
 	t     *testing.T
 	mu    sync.Mutex // over nodes and their listen: links read them while a node starts
 	nodes map[string]*rigNode
+	host  string            // that its nodes listen at
 	via   map[string]string // addresses that nodes are told in place of the real ones
 	http  *string           // gets the address of /metrics of the node started last
 	store rigStore
@@ -74,6 +75,12 @@ func (s *rigStore) Decide(context.Context, string, control.DecideRequest) (contr
 	return control.DecideReply{Decided: s.decided}, nil
 }
 
+// rigHost is a loopback address of a rig's own. Nodes of all rigs have the same names, groups and volumes: who goes on asking for
+// a node that was stopped must not meet another rig's that has got its port.
+func rigHost() string {
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+}
+
 func newRig(t *testing.T, names ...string) *rig {
 	t.Parallel() // they mostly wait
 	return aloneRig(t, names...)
@@ -84,11 +91,11 @@ func aloneRig(t *testing.T, names ...string) *rig { return rigWith(t, func(*Conf
 
 // rigWith is a rig whose nodes' configuration is changed before they start.
 func rigWith(t *testing.T, change func(*Config), names ...string) *rig {
-	r := &rig{t: t, nodes: map[string]*rigNode{}}
+	r := &rig{t: t, nodes: map[string]*rigNode{}, host: rigHost()}
 	log := newLog(t)
 	for _, name := range names {
 		r.nodes[name] = &rigNode{cfg: Config{Name: name, Site: "s", DataDir: filepath.Join(t.TempDir(), name),
-			Listen: []string{"127.0.0.1:0"}, NBD: "127.0.0.1:0", Manager: &r.store,
+			Listen: []string{r.host + ":0"}, NBD: r.host + ":0", Manager: &r.store,
 			Logger: log.With("node", name)}}
 		change(&r.nodes[name].cfg)
 		r.start(name)

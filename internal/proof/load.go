@@ -286,7 +286,7 @@ func (w *worker) read() error {
 	}
 	l.ended(begin, time.Now(), err)
 	if err != nil {
-		return fmt.Errorf("read of volume %d block %d: %w", v, b, err)
+		return fmt.Errorf("read of volume %d block %d (writes there: %v, answered when it began: %d): %w", v, b, l.last[v][b], least, err)
 	}
 	l.stats.Reads++
 	return nil

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -35,6 +36,17 @@ func stampCRC(p []byte) uint32 {
 
 var zeros [BlockSize]byte
 
+// describe says of a block that is no write's what tells where its bytes are from.
+func describe(p []byte) string {
+	none, first, last := bytes.Count(p, []byte{0}), len(p), 0
+	for i, b := range p {
+		if b != 0 {
+			first, last = min(first, i), i
+		}
+	}
+	return fmt.Sprintf("it begins with %x; %d of its %d bytes are 0, the others within %d to %d", p[:64], none, len(p), first, last)
+}
+
 // readStamp returns the number of the write that a block holds, 0 for a block of zeros.
 func readStamp(p []byte, seed uint64, volume int, block int64) (uint64, error) {
 	if string(p[:BlockSize]) == string(zeros[:]) {
@@ -42,9 +54,9 @@ func readStamp(p []byte, seed uint64, volume int, block int64) (uint64, error) {
 	}
 	switch {
 	case binary.LittleEndian.Uint64(p) != stampMagic:
-		return 0, fmt.Errorf("volume %d block %d holds bytes that the load never wrote", volume, block)
+		return 0, fmt.Errorf("volume %d block %d holds bytes that the load never wrote: %s", volume, block, describe(p[:BlockSize]))
 	case binary.LittleEndian.Uint32(p[20:]) != stampCRC(p):
-		return 0, fmt.Errorf("volume %d block %d is torn: it mixes writes", volume, block)
+		return 0, fmt.Errorf("volume %d block %d is torn, it mixes writes: %s", volume, block, describe(p[:BlockSize]))
 	case binary.LittleEndian.Uint64(p[8:]) != seed,
 		binary.LittleEndian.Uint32(p[16:]) != uint32(volume),
 		binary.LittleEndian.Uint64(p[24:]) != uint64(block):
