@@ -12,6 +12,9 @@ import (
 // slash stays as it is.
 func LoneGroup(name string) string { return strings.ReplaceAll(name, "/", ".") }
 
+// ForMove says of a group's name that it was made for the move of a volume in no group.
+func ForMove(group string) bool { return strings.Contains(group, ".") }
+
 // What names the group for people: or the volume for whose move it was made.
 func (g *Group) What() string { return what(g.Name, g.Lone) }
 

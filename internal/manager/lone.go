@@ -75,7 +75,7 @@ func (m *Manager) loneAgain(ctx context.Context, full string, latest got[control
 		return "", notFound(control.KindVolume, full)
 	case v.V.Group != "":
 		return "", control.Errorf(control.KindRefused, "volume %s is in %s, %s", full, inGroup(v.V.Group),
-			map[bool]string{true: "commit it first", false: "which moves as one"}[strings.Contains(v.V.Group, ".")])
+			map[bool]string{true: "commit it first", false: "which moves as one"}[control.ForMove(v.V.Group)])
 	}
 	st := m.live(ctx, v.V.Node)[v.V.Node]
 	if st == nil {
@@ -133,16 +133,7 @@ func (m *Manager) loneMove(ctx context.Context, full string, latest got[control.
 	if err := m.forgetLone(ctx, c, g.Name); err != nil {
 		return "", err
 	}
-	c.hold(past.Key, past.Rev).put(v.Key, v.Rev, v.V).put(control.Key(control.KindGroup, g.Name), 0, g).
-		put(control.Key(control.KindMigration, mg.ID), 0, mg).
-		event("migration/"+mg.ID, "started", "command", "move of %s from %s to %s", mg.What(), mg.Source, mg.Target)
-	m.point(control.StepRegister, "before")
-	if _, err := m.commit(ctx, c); err != nil {
-		return "", err
-	}
-	m.point(control.StepRegister, "after")
-	m.moves.kick(ctx, mg.ID)
-	return mg.ID, nil
+	return m.begin(ctx, c.hold(past.Key, past.Rev).put(v.Key, v.Rev, v.V).put(control.Key(control.KindGroup, g.Name), 0, g), mg)
 }
 
 // newEpoch gives a group that is made for a move an epoch above all that gateways may have heard of for its volume, which has been in
@@ -309,7 +300,7 @@ func (m *Manager) commitLone(ctx context.Context, mg *control.Migration) error {
 
 // inGroup names what a volume is in, for people.
 func inGroup(name string) string {
-	if strings.Contains(name, ".") {
+	if control.ForMove(name) {
 		return "a move that has not ended (`gantline migrate show " + name + "`)"
 	}
 	return "group " + name
@@ -317,7 +308,7 @@ func inGroup(name string) string {
 
 // byCommand refuses a command on a group that was made for a move: nobody knows it but the move.
 func byCommand(name string) error {
-	if strings.Contains(name, ".") {
+	if control.ForMove(name) {
 		return notFound(control.KindGroup, name)
 	}
 	return nil

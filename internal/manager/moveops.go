@@ -16,7 +16,7 @@ func asError(err error, to **control.Error) bool { return errors.As(err, to) }
 // that has gone.
 func (m *Manager) latestMove(ctx context.Context, group string) (got[control.Migration], bool, error) {
 	g, exists, err := find[control.Group](ctx, m, control.KindGroup, group)
-	if err == nil && !exists && strings.Contains(group, ".") {
+	if err == nil && !exists && control.ForMove(group) {
 		return m.latestLone(ctx, group)
 	}
 	if err != nil || !exists || g.V.Migrations == 0 {

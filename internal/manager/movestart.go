@@ -84,7 +84,12 @@ func (m *Manager) moveStart(ctx context.Context, in control.MoveRequest) (string
 	}
 	g.V.Migrations++
 	g.V.Revision++
-	c.put(control.Key(control.KindMigration, mg.ID), 0, mg).put(g.Key, g.Rev, g.V).
+	return m.begin(ctx, c.put(g.Key, g.Rev, g.V), mg)
+}
+
+// begin stores a move with what else begins with it, in c, and sets its loop going. It returns the move's id.
+func (m *Manager) begin(ctx context.Context, c *change, mg *control.Migration) (string, error) {
+	c.put(control.Key(control.KindMigration, mg.ID), 0, mg).
 		event("migration/"+mg.ID, "started", "command", "move of %s from %s to %s", mg.What(), mg.Source, mg.Target)
 	m.point(control.StepRegister, "before")
 	if _, err := m.commit(ctx, c); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"gantline/internal/control"
@@ -149,7 +148,7 @@ func (m *Manager) volumeDelete(ctx context.Context, full string) error {
 	if err != nil {
 		return err
 	}
-	if strings.Contains(v.V.Group, ".") {
+	if control.ForMove(v.V.Group) {
 		return control.Errorf(control.KindRefused, "volume %s is in use by %s", full, inGroup(v.V.Group))
 	} else if v.V.Group != "" {
 		return control.Errorf(control.KindRefused, "volume %s is in use by group %s; delete the group first", full, v.V.Group)

@@ -158,7 +158,7 @@ func (c *carrier) batch(ctx context.Context, from, cut record.Seq) ([]record.Rec
 			return nil, 0, fmt.Errorf("record %d: %d bytes behind %d of %d", from, len(page.Piece), len(body), page.Total)
 		}
 		body = append(body, page.Piece...)
-		if err := c.o.pace(ctx, len(page.Piece)); err != nil {
+		if err := c.o.pace(ctx, int64(len(page.Piece))); err != nil {
 			return nil, 0, err
 		}
 		if int64(len(body)) == page.Total {
@@ -183,19 +183,4 @@ func (c *carrier) batch(ctx context.Context, from, cut record.Seq) ([]record.Rec
 		return nil, 0, fmt.Errorf("no record from %d on", from)
 	}
 	return recs, int64(len(body)), nil
-}
-
-// pace keeps to the limit of the move's background copy.
-func (o *targetOps) pace(ctx context.Context, n int) error {
-	for n > 0 {
-		part := min(n, 256<<10)
-		if burst := o.limiter.Burst(); burst > 0 {
-			part = min(part, burst)
-		}
-		if err := o.limiter.WaitN(ctx, part); err != nil {
-			return err
-		}
-		n -= part
-	}
-	return nil
 }

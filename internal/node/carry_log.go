@@ -85,7 +85,7 @@ func (g *group) tellCarried(ctx context.Context) (told bool) {
 	if rec == nil || rec.Carried == nil {
 		return true
 	}
-	m := g.n.state.view().Moves[rec.Carried.Move]
+	m := g.n.state.move(rec.Carried.Move)
 	if m == nil || m.Stage == migrate.Deregistered {
 		return true
 	}

@@ -186,7 +186,7 @@ func (c *moveCheck) window(ctx context.Context, d *targetDisk, off, n, before in
 	for _, e := range parts {
 		start := time.Now()
 		compare := func(ctx context.Context) error { return c.compare(ctx, d, e) }
-		if !ok || !c.o.afford(ctx, e.Length) || !c.persist(ctx, compare) {
+		if !ok || c.o.pace(ctx, e.Length) != nil || !c.persist(ctx, compare) {
 			return false
 		}
 		c.reached(before + e.Offset + e.Length)
@@ -276,17 +276,6 @@ func (c *moveCheck) differ(d *targetDisk, found []block.Extent, unreadable strin
 		c.last = control.VerifyExtent{Volume: d.mv.Target, Offset: e.Offset, Length: e.Length}
 		c.st.Add(c.last, next)
 	}
-}
-
-// afford waits until the limit of the background copy lets so many bytes be read.
-func (o *targetOps) afford(ctx context.Context, bytes int64) bool {
-	for bytes > 0 && ctx.Err() == nil {
-		n := min(bytes, int64(max(o.limiter.Burst(), 1)))
-		if o.limiter.WaitN(ctx, int(n)) == nil { // else the burst has been made less just now
-			bytes -= n
-		}
-	}
-	return ctx.Err() == nil
 }
 
 // rest stands back while hosts are at work here.

@@ -184,7 +184,7 @@ func (g *group) drained() bool {
 		return false
 	}
 	cut, _, ok := vg.Sealed()
-	if rec := g.n.state.view().Groups[g.name]; sub == nil {
+	if rec := g.n.state.group(g.name); sub == nil {
 		return ok && rec != nil && !rec.copied()
 	}
 	return ok && (hasAll(sub, cut) || g.n.carriedAway(g.name))

@@ -156,6 +156,19 @@ func (o *targetOps) setLimit(limit int64) {
 	o.limiter.SetLimit(rate.Limit(limit))
 }
 
+// pace waits until the limit of the move's background copy lets so many bytes be read. It fails when ctx, which has no deadline, ends.
+func (o *targetOps) pace(ctx context.Context, bytes int64) error {
+	for bytes > 0 {
+		n := min(bytes, int64(o.limiter.Burst()))
+		if err := o.limiter.WaitN(ctx, int(n)); err == nil {
+			bytes -= n
+		} else if n <= int64(o.limiter.Burst()) { // else the burst has been made less just now
+			return err
+		}
+	}
+	return nil
+}
+
 // firstMode is the mode of the volumes before the machine's first action. Holding is always safe.
 func (o *targetOps) firstMode(rec *migrate.Record) error {
 	switch rec.Stage {

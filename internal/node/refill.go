@@ -186,7 +186,7 @@ func (o *targetOps) risks(d *targetDisk) (list []string, blocked string) {
 	if len(list) == 0 {
 		return nil, ""
 	}
-	if rec := o.n.state.view().Moves[o.spec.ID]; rec != nil && rec.Carried {
+	if rec := o.n.state.move(o.spec.ID); rec != nil && rec.Carried {
 		return list, fmt.Sprintf("what is absent was at %s, which is away; %s gives it once it has the records up to the cut, which this node "+
 			"sends (%v)", o.spec.Source, o.spec.Secondary, why)
 	}

@@ -170,7 +170,7 @@ func (n *Node) watchGroups(ctx context.Context) error {
 			st := g.status()
 			g.mu.Lock()
 			found := g.watched.look(&st, g.expect, time.Since(began))
-			if rec := n.state.view().Groups[g.name]; rec != nil && rec.Spec.Group.Lone != "" && st.State != "failed" {
+			if rec := n.state.group(g.name); rec != nil && rec.Spec.Group.Lone != "" && st.State != "failed" {
 				found = nil // it is the move's, and the move tells of it
 			}
 			g.mu.Unlock()
