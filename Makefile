@@ -27,7 +27,7 @@ FLAPS   ?= 1000
 BENCH   ?=
 HISTORIES := TestCrashKeeps|TestQueueCrash|TestFillOnQueue|TestIntervalsAreCuts|TestResizeUnderLoad|TestSuspendHolds
 
-.PHONY: all build demo test tools format vet unit histories system fuzz fuzz-slice soak flaps links bench lint clean
+.PHONY: all build demo test tools format vet unit histories system fuzz fuzz-slice soak flaps links campaigns bench lint clean
 
 all: build
 
@@ -58,7 +58,8 @@ unit:
 histories:
 	GO=$(GO) GANTLINE_CAMPAIGN=1 scripts/gotest.sh -count=1 -timeout 15m -run '$(HISTORIES)' ./internal/volume ./internal/node
 
-# bin/gantline is what these start. Most of a system's time is waiting: four at once. A pattern without packages is left out, for a tree that has only some of them.
+# bin/gantline is what these start. Most of a system's time is waiting: four at once. A pattern without packages is left out,
+# for a tree that has only some of them.
 system: build
 	pkgs=$$($(GO) list $(SYSTEM) 2>/dev/null); \
 	if [ -n "$$pkgs" ]; then GO=$(GO) GANTLINE_BIN=$(CURDIR)/bin/gantline scripts/gotest.sh -count=1 -p 1 -parallel 4 -timeout 25m $$pkgs; fi
@@ -84,6 +85,13 @@ flaps:
 ROWS    ?=
 links:
 	GANTLINE_CAMPAIGN=1 GANTLINE_LINK=$(ROWS) $(GO) test -count=1 -timeout 3h -parallel 4 -run TestMoveCutLinks -v ./test/powerloss
+
+# All rows of tests of which `make test` runs some by chance, or none, but for those of `make links`: each kill point, power cut at each
+# call, long histories. Hours: make campaigns CAMPAIGNS=Carry
+CAMPAIGNS ?=
+campaigns: build tools
+	GANTLINE_CAMPAIGN=1 GANTLINE_BIN=$(CURDIR)/bin/gantline $(GO) test -count=1 -p 1 -timeout 8h -parallel 3 -run '$(CAMPAIGNS)' \
+		-skip TestMoveCutLinks ./internal/volume ./internal/node ./test/processes ./test/powerloss
 
 # Ourselves beside nbdkit, qemu-nbd and blockdev-mirror in one run: make bench BENCH='-run write -runs 5'
 bench: build tools
