@@ -399,6 +399,9 @@ type CopyState struct {
 	// LagMS is how old the oldest write is that the secondary has not got, in milliseconds.
 	LagMS int64 `json:"lag_ms,omitempty"`
 
+	// Promoted: nothing is copied, for the source, or who had the group before it, was promoted.
+	Promoted *Promotion `json:"promoted,omitempty"`
+
 	Members []CopyMember `json:"members"`
 	// WANBytes is what the source, and those before it, had sent to the secondary.
 	WANBytes int64 `json:"wan_bytes"`

@@ -335,6 +335,9 @@ type Event struct {
 // CannotCarry says why what the secondary of a group lacks cannot be carried by a move; empty: it can.
 func CannotCarry(g *Group) string {
 	switch {
+	case g.Promotion != nil:
+		return "nothing is copied to " + g.Secondary + " since the promotion, so there is no backlog: what that lacks stands in the changed map, " +
+			"which moves in any case: move it without --backlog carry"
 	case g.Log == LogQueue:
 		return "--backlog carry moves a log on disk; this group keeps its log in memory (--log queue), and all of it has to be at the " +
 			"secondary before the cut: move it without --backlog carry"

@@ -40,13 +40,33 @@ type PromoteStatus struct {
 	Done *Promotion `json:"done,omitempty"`
 }
 
-// Promotion is what a node has done that was promoted. Cut is the last record of the reign before, From that one's node.
+// Promotion is what a node has done that was promoted. Cut is the last record of the reign before, From that one's node. It stays with the
+// group when that moves on: Node is who was promoted, empty if that is who has told of it.
 type Promotion struct {
+	Node       string    `json:"node,omitempty"`
 	Epoch      uint64    `json:"epoch"`
 	Cut        uint64    `json:"cut"`
 	From       string    `json:"from"`
 	At         time.Time `json:"at"`
 	LostWrites *uint64   `json:"lost_writes"`
+}
+
+// By is who was promoted, of a group that node serves.
+func (p *Promotion) By(node string) string {
+	if p.Node != "" {
+		return p.Node
+	}
+	return node
+}
+
+// Kept is the promotion, of a group that node serves, for whoever serves it later; nil of nil.
+func (p *Promotion) Kept(node string) *Promotion {
+	if p == nil {
+		return nil
+	}
+	c := *p
+	c.Node = p.By(node)
+	return &c
 }
 
 // View is the promotion as the command answers it.
@@ -82,6 +102,14 @@ const (
 // PromoteSteps are all of them, in order.
 func PromoteSteps() []string {
 	return []string{StepPromoteMaps, StepPromoteCut, StepPromoteOpen, StepPromoteApply, StepPromoteServe, StepPromoteRecord}
+}
+
+// CopiesTo is the node that the group is copied to; "": none, for it has no secondary, or one that was superseded.
+func (g *Group) CopiesTo() string {
+	if g.Promotion != nil {
+		return ""
+	}
+	return g.Secondary
 }
 
 // Promoted turns the group around: its secondary was promoted. The log of a secondary is always a journal.

@@ -97,9 +97,9 @@ func (m *Manager) turnBack(ctx context.Context, mg got[control.Migration]) error
 	if was == "" {
 		was = "registering"
 	}
-	abortMove(v, g.V.Secondary, "aborted by command; it was "+was)
+	abortMove(v, g.V.CopiesTo(), "aborted by command; it was "+was)
 	if p := planOf(ctx); p != nil {
-		p.set(abortPlan(v, epoch))
+		p.set(abortPlan(v, g.V.CopiesTo(), epoch))
 		return nil
 	}
 	m.point(control.PointAbort, "before")
@@ -108,7 +108,7 @@ func (m *Manager) turnBack(ctx context.Context, mg got[control.Migration]) error
 	return err
 }
 
-func abortPlan(mg *control.Migration, epoch uint64) control.PlanView {
+func abortPlan(mg *control.Migration, secondary string, epoch uint64) control.PlanView {
 	v := control.PlanView{Refusals: []string{}, SpaceBytes: ptr(int64(0))}
 	add := func(format string, args ...any) { v.Plan = append(v.Plan, fmt.Sprintf(format, args...)) }
 	if mg.RunAsked {
@@ -117,7 +117,7 @@ func abortPlan(mg *control.Migration, epoch uint64) control.PlanView {
 	for _, mv := range mg.Volumes {
 		add("lead hosts of %s to %s", mv.Target, mv.Source)
 	}
-	if mg.Lone != "" {
+	if secondary == "" {
 		add("have %s and %s forget the move", mg.Target, mg.Source)
 	} else {
 		add("have %s, %s and the secondary forget the move", mg.Target, mg.Source)

@@ -63,7 +63,7 @@ func (m *Manager) failTo(ctx context.Context, id, why string, own func(*control.
 		if len(left) > 0 {
 			message += "; made for the move and left: " + strings.Join(left, ", ")
 		}
-		failMove(&mg.V, g.V.Secondary, message, reopen)
+		failMove(&mg.V, g.V.CopiesTo(), message, reopen)
 		c.event("migration/"+id, control.PhaseFailed, "move", "move of %s to %s went back to %s: %s", mg.V.What(),
 			mg.V.Target, mg.V.Source, message)
 		return m.commit(ctx, c.put(mg.Key, mg.Rev, mg.V).put(g.Key, g.Rev, g.V))
@@ -169,7 +169,7 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 	if err != nil {
 		return err
 	}
-	if gone, err := m.forgottenSecondary(ctx, mg); gone || err != nil || g.V.Secondary == "" {
+	if gone, err := m.forgottenSecondary(ctx, mg); gone || err != nil || g.V.CopiesTo() == "" {
 		return err
 	}
 	var ns control.NodeStatus
@@ -189,7 +189,7 @@ func (m *Manager) commitGuard(ctx context.Context, mg *control.Migration) error 
 // forgottenSecondary says whether the secondary of a move's group was forgotten by command, as gone for good.
 func (m *Manager) forgottenSecondary(ctx context.Context, mg *control.Migration) (bool, error) {
 	g, err := load[control.Group](ctx, m, control.KindGroup, mg.Group)
-	if err != nil || g.V.Secondary == "" {
+	if err != nil || g.V.CopiesTo() == "" {
 		return false, err
 	}
 	_, exists, err := find[control.Node](ctx, m, control.KindNode, g.V.Secondary)
@@ -236,7 +236,7 @@ func (m *Manager) deregisterMove(ctx context.Context, mg *control.Migration) err
 	}
 	sent := m.sourceSent(ctx, mg)
 	wan := m.movedWAN(ctx, mg.ID)
-	for _, node := range []string{g.V.Secondary, mg.Target, mg.Source} {
+	for _, node := range []string{g.V.CopiesTo(), mg.Target, mg.Source} {
 		if node == "" {
 			continue
 		}

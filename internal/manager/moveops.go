@@ -56,7 +56,7 @@ func (m *Manager) spec(ctx context.Context, mg *control.Migration) (control.Migr
 
 func (m *Manager) specOf(ctx context.Context, mg *control.Migration, g *control.Group) (s control.MigrationSpec, err error) {
 	s = control.MigrationSpec{
-		ID: mg.ID, Group: *g, Source: mg.Source, Target: mg.Target, Secondary: g.Secondary, Volumes: mg.Volumes,
+		ID: mg.ID, Group: *g, Source: mg.Source, Target: mg.Target, Secondary: g.CopiesTo(), Volumes: mg.Volumes,
 		SourceJournal: mg.SourceJournal, TargetJournal: mg.TargetJournal, InFlight: mg.InFlight, Limit: mg.Limit,
 		Address: map[string]string{}, Strategy: mg.Strategy, Backlog: mg.Backlog,
 	}
@@ -65,9 +65,14 @@ func (m *Manager) specOf(ctx context.Context, mg *control.Migration, g *control.
 		if node == "" {
 			continue
 		}
-		if s.Address[node], err = m.peerAddress(ctx, node); err != nil {
+		a, err := m.peerAddress(ctx, node)
+		if node == g.Secondary && g.Promotion != nil && control.KindOf(err) == control.KindNotFound {
+			continue // the old primary was forgotten: there is nobody to tell that it was superseded
+		}
+		if err != nil {
 			return s, err
 		}
+		s.Address[node] = a
 	}
 	return s, nil
 }

@@ -119,7 +119,7 @@ func joinMove(latest *control.Migration, g *control.Group, in control.MoveReques
 	case latest.Phase == control.PhaseCommitted && latest.Target == to && g.Primary == to:
 		return latest.ID, nil
 	}
-	return "", unacknowledged(latest, latest.Source, g.Secondary, to)
+	return "", unacknowledged(latest, g.Primary, g.CopiesTo(), to)
 }
 
 // unacknowledged refuses to begin while one of the nodes has not heard how the latest move has ended.
@@ -146,8 +146,11 @@ func (m *Manager) newMove(ctx context.Context, g *control.Group, in control.Move
 		return nil, nil, refuse("it is on %s already", in.To)
 	case in.To == g.Primary:
 		return nil, nil, refuse("%s is its primary already", in.To)
-	case in.To == g.Secondary:
+	case in.To == g.CopiesTo():
 		return nil, nil, refuse("%s is its secondary", in.To)
+	case in.To == g.Secondary:
+		return nil, nil, refuse("%s was its primary until %s was promoted, and keeps what only it has; the way back (`group failback`) is not built "+
+			"yet", in.To, g.Promotion.By(g.Primary))
 	}
 	if why := control.CannotCarry(g); in.Backlog == control.BacklogCarry && why != "" {
 		return nil, nil, refuse("%s", why)
@@ -281,7 +284,7 @@ func (m *Manager) checkMove(ctx context.Context, mg *control.Migration, g *contr
 	if err != nil {
 		return err
 	}
-	nodes := []string{mg.Source, g.Secondary, mg.Target}
+	nodes := []string{mg.Source, g.CopiesTo(), mg.Target}
 	checks, errs := make([]control.MigrationCheck, len(nodes)), make([]error, len(nodes))
 	var wg sync.WaitGroup
 	for i, node := range nodes {
@@ -352,7 +355,7 @@ func movePlan(mg *control.Migration, g *control.Group, refusals []string, space,
 		add("make journal %s of %d bytes", mg.MadeJournal, mg.JournalSize)
 	}
 	switch {
-	case g.Lone != "":
+	case g.CopiesTo() == "":
 		add("register the move with %s and %s", mg.Source, mg.Target)
 	case mg.Untold:
 		add("register the move with %s and %s, and with %s when it is back", mg.Source, mg.Target, g.Secondary)

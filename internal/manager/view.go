@@ -380,7 +380,7 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 		} else if mg.Phase != "" {
 			v.BlockedOn = ptr("node " + mg.Target + " does not answer")
 		}
-		if g != nil && mg.Phase == control.PhaseMigrating && *v.BlockedOn == "" && g.Secondary != "" && l.node(g.Secondary) == nil {
+		if g != nil && mg.Phase == control.PhaseMigrating && *v.BlockedOn == "" && g.CopiesTo() != "" && l.node(g.Secondary) == nil {
 			v.BlockedOn = ptr(fmt.Sprintf("secondary %s does not answer; if it is gone for good, `gantline node remove %s --forget` has the move "+
 				"end without it", g.Secondary, g.Secondary))
 		}

@@ -31,8 +31,8 @@ func (g *group) apartStatus(st *control.GroupStatus, rec *groupRecord) {
 	if p := rec.Promoted; p != nil {
 		st.Promoted, st.State, st.Consistent = p, "suspended", false
 		st.Acked, st.Applied = p.Cut, p.Cut
-		st.BlockedOn = fmt.Sprintf("promoted in epoch %d behind record %d: %s, the old primary, has no copy of what is written since; "+
-			"the way back (`group failback`) is not built yet", p.Epoch, p.Cut, p.From)
+		st.BlockedOn = fmt.Sprintf("%s was promoted in epoch %d behind record %d: %s, the old primary, has no copy of what is written since; "+
+			"the way back (`group failback`) is not built yet", p.By(g.n.cfg.Name), p.Epoch, p.Cut, p.From)
 		if !g.told {
 			st.BlockedOn += fmt.Sprintf("; %s has not heard of it yet: if it serves hosts, stop it", p.From)
 		}
@@ -66,7 +66,7 @@ func (g *group) configureApart(ctx context.Context, rec *groupRecord, spec *cont
 	case rec.Superseded != nil:
 		return g.status(), true, nil
 	case rec.Role == control.RolePrimary && spec.Role == control.RoleSecondary && to.Promotion != nil:
-		r := control.Reign{Name: g.name, Node: to.Primary, Epoch: to.Promotion.Epoch, Cut: to.Promotion.Cut}
+		r := control.Reign{Name: g.name, Node: to.Promotion.By(to.Primary), Epoch: to.Promotion.Epoch, Cut: to.Promotion.Cut}
 		if _, err := g.n.superseded(ctx, r); err != nil {
 			return st, true, err
 		}

@@ -197,12 +197,9 @@ func (g *group) ready() error {
 // unmovable says why a group does not move in the state that it is in, unless that changes; empty: it does.
 func (g *group) unmovable(st *control.GroupStatus) string {
 	sub, _, _ := g.feeds()
-	apart, _ := g.apart()
 	switch {
 	case st.State == "failed" || st.State == "split-brain":
 		return fmt.Sprintf("group %s is %s: %s", g.name, st.State, st.BlockedOn)
-	case apart: // what the other end lacks, and from where on, is known here alone
-		return fmt.Sprintf("group %s: a node was promoted, and nothing is copied to the other end: moving such a group is not built yet", g.name)
 	case sub == nil || sub.State() != volume.SubStreaming:
 		return ""
 	case g.onQueue() && !st.LinkUp:

@@ -17,7 +17,7 @@ import (
 // copyState is what a sealed source says of its copying.
 func (g *group) copyState() control.CopyState {
 	rec := g.n.state.view().Groups[g.name]
-	c := control.CopyState{Halted: rec.Halted, WANBytes: g.wan.total() + rec.WANBase}
+	c := control.CopyState{Halted: rec.Halted, Promoted: rec.Promoted.Kept(g.n.cfg.Name), WANBytes: g.wan.total() + rec.WANBase}
 	for _, m := range rec.Members {
 		c.Members = append(c.Members, control.CopyMember{Number: m.Number, Initial: m.Initial, Marked: m.Marked, Equal: m.Equal})
 	}
@@ -42,7 +42,7 @@ func heritageOf(c *control.CopyState) volume.Heritage {
 
 // inherit notes at the target of a move what the source's record has said of the copying.
 func (g *groupRecord) inherit(c *control.CopyState) {
-	g.Halted, g.Resume, g.AtOnce = c.Halted, c.Resume, c.AtOnce
+	g.Halted, g.Resume, g.AtOnce, g.Promoted = c.Halted, c.Resume, c.AtOnce, c.Promoted
 	for _, from := range c.Members {
 		if m := g.member(from.Number); m != nil {
 			m.Initial, m.Marked, m.Equal = from.Initial, from.Marked, from.Equal

@@ -54,7 +54,7 @@ func (o *targetOps) running() *volume.Group {
 // heirs are the subscribers that the log here takes over with a hand-over, or begins with. It costs no write of its own.
 func (o *targetOps) heirs(h *control.Handover) map[string]volume.Heritage {
 	heirs := map[string]volume.Heritage{}
-	if o.spec.Secondary != "" {
+	if o.spec.Secondary != "" || h.Copy.Promoted != nil { // the latter: what the old primary lacks
 		heirs[secondaryName] = heritageOf(&h.Copy)
 	}
 	if o.written() != nil {

@@ -146,7 +146,7 @@ func (g *group) finishPromotion(rec *groupRecord) error {
 	point := g.n.cfg.Point
 	row, _ := g.vg.Table().Current()
 	first := firstOf(g.vg.Table(), row.Epoch)
-	made := &control.Promotion{Epoch: row.Epoch, Cut: uint64(first - 1), From: g.ousted(rec), At: time.Now().UTC()}
+	made := &control.Promotion{Node: g.n.cfg.Name, Epoch: row.Epoch, Cut: uint64(first - 1), From: g.ousted(rec), At: time.Now().UTC()}
 	// Before this side serves anybody: an old primary that is alive stops first.
 	made.LostWrites = g.tellOld(rec, made)
 	point(control.StepPromoteApply, "before")

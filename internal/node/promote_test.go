@@ -308,11 +308,6 @@ func TestPromoteSync(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.check(l, "c", 2, true)
-	// What the other end lacks, and from where on, is known at the promoted node alone: it does not move.
-	moved := control.MigrationSpec{Group: control.Group{Name: "g", Epoch: r.status("c").Epoch}}
-	if bad := r.nodes["c"].node.sourceRefusals(moved); len(bad) != 1 || !strings.Contains(bad[0], "was promoted") {
-		t.Errorf("moving a promoted group: %q", bad)
-	}
 }
 
 // Inside a resync's step the image is the one before it, and that is what is served.

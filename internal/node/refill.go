@@ -96,8 +96,8 @@ func (f *refiller) lacking() error {
 	return f.stuck
 }
 
-// errOnlyThere: a volume in no group has no secondary to ask.
-var errOnlyThere = errors.New("the volume is in no group: nobody else has it")
+// errOnlyThere: a volume in no group, or in one whose secondary was promoted, has no secondary to ask.
+var errOnlyThere = errors.New("it is not copied: nobody else has it")
 
 // refill reads from the secondary what the source's volume held at the cut, with what the target's log has since then or not.
 func (o *targetOps) refill(ctx context.Context, mv control.MovedVolume, off int64, p []byte) error {
@@ -191,7 +191,7 @@ func (o *targetOps) risks(d *targetDisk) (list []string, blocked string) {
 			"sends (%v)", o.spec.Source, o.spec.Secondary, why)
 	}
 	if o.spec.Secondary == "" {
-		return list, fmt.Sprintf("what is absent is at %s only, which is away; start it. The volume is in no group, so that nobody else has it: "+
+		return list, fmt.Sprintf("what is absent is at %s only, which is away; start it. The volume is not copied, so that nobody else has it: "+
 			"hosts get errors there until %s is back", o.spec.Source, o.spec.Source)
 	}
 	return list, fmt.Sprintf("what is absent is at %s only, which is away (secondary %s: %v); start it. If it is gone for good, `gantline group "+

@@ -34,11 +34,13 @@ const (
 func (n *Node) reign(in control.NameOnly) (control.Reign, error) {
 	out := control.Reign{Name: in.Name}
 	rec, g := n.state.view().Groups[in.Name], n.group(in.Name)
-	if rec == nil || g == nil {
+	if rec == nil {
 		return out, nil
 	}
-	if p := rec.Promoted; p != nil {
-		out.Node, out.Epoch, out.Cut = n.cfg.Name, p.Epoch, p.Cut
+	if p := rec.Promoted; p != nil { // also if it has moved away since
+		return reignOf(in.Name, n.cfg.Name, p), nil
+	}
+	if g == nil {
 		return out, nil
 	}
 	if vg := g.running(); vg != nil && g.wasOpened() {
@@ -46,6 +48,11 @@ func (n *Node) reign(in control.NameOnly) (control.Reign, error) {
 		out.Node, out.Epoch, out.Cut = n.cfg.Name, row.Epoch, uint64(firstOf(vg.Table(), row.Epoch)-1)
 	}
 	return out, nil
+}
+
+// reignOf is the reign that began with a promotion, in a group that this node serves, or has served.
+func reignOf(group, self string, p *control.Promotion) control.Reign {
+	return control.Reign{Name: group, Node: p.By(self), Epoch: p.Epoch, Cut: p.Cut}
 }
 
 // supersedes refuses the stream of a primary in whose place this node was promoted.
@@ -72,7 +79,7 @@ func (g *group) tellOld(rec *groupRecord, p *control.Promotion) *uint64 {
 	ctx, cancel := context.WithTimeout(g.n.runCtx, tellPatience)
 	defer cancel()
 	var out control.SupersededReply
-	in := control.Reign{Name: g.name, Node: g.n.cfg.Name, Epoch: p.Epoch, Cut: p.Cut}
+	in := reignOf(g.name, g.n.cfg.Name, p)
 	if err := g.n.call(ctx, p.From, control.CallGroupSuperseded, in, &out); err != nil {
 		g.n.log.Warn("the old primary was not told", "group", g.name, "node", p.From, "cause", err)
 		return nil
@@ -94,7 +101,7 @@ func (g *group) herald(ctx context.Context, p *control.Promotion) {
 		case <-time.After(wait):
 		}
 		call, cancel := context.WithTimeout(ctx, tellPatience)
-		in := control.Reign{Name: g.name, Node: g.n.cfg.Name, Epoch: p.Epoch, Cut: p.Cut}
+		in := reignOf(g.name, g.n.cfg.Name, p)
 		err := g.n.call(call, p.From, control.CallGroupSuperseded, in, &control.SupersededReply{})
 		cancel()
 		if wait = tellStill; err != nil {
