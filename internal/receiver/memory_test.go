@@ -55,7 +55,7 @@ func (l *memLog) Durable() record.Seq {
 	return l.durable
 }
 
-func (l *memLog) Wait(ctx context.Context, after record.Seq) error {
+func (l *memLog) Wait(ctx context.Context, after record.Seq, _ func() (record.Seq, bool)) error {
 	for {
 		l.mu.Lock()
 		durable, changed := l.durable, l.changed

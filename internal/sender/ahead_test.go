@@ -17,18 +17,85 @@ type ahead struct {
 	mark   atomic.Uint64
 	urgent atomic.Uint64
 	news   chan struct{}
+	lend   chan record.Seq // has Wait call send, with so much in the log
+	sent   chan bool       // what it returned
 }
 
-func (l *ahead) Wait(ctx context.Context, after record.Seq) error {
-	if l.Durable() > after {
-		return nil
+func (l *ahead) Wait(ctx context.Context, after record.Seq, send func() (record.Seq, bool)) error {
+	for l.Durable() <= after {
+		select {
+		case <-l.news:
+			return nil
+		case durable := <-l.lend:
+			l.steady.mu.Lock()
+			l.durable = durable
+			l.steady.mu.Unlock()
+			upTo, more := send()
+			after = upTo
+			l.sent <- more
+			if !more {
+				return nil
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	select {
-	case <-l.news:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	return nil
+}
+
+// While it waits for records, whoever brings some has them sent at once; where the window is full, or records gather, or there
+// are none, the sending goroutine has to look itself.
+func TestSendsAlong(t *testing.T) {
+	log := &ahead{steady: newSteady(10), news: make(chan struct{}, 1), lend: make(chan record.Seq), sent: make(chan bool)}
+	var last atomic.Uint64
+	dial := peer(t, fresh, func(c *wire.Conn) {
+		for {
+			kind, body, err := c.ReadFrame()
+			if err != nil {
+				return
+			}
+			if kind != wire.TypeBatch {
+				continue
+			}
+			b, err := wire.DecodeBatch(body)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if first := uint64(b.Records[0].Seq); first != last.Load()+1 {
+				t.Errorf("%d behind %d", first, last.Load())
+			}
+			last.Store(uint64(b.Records[len(b.Records)-1].Seq))
+		}
+	})
+	s := run(t, Config{Source: log, Dial: dial, Heartbeat: time.Hour, WindowRecords: 25,
+		Mark: func() record.Seq { return 0 }})
+	along := func(durable record.Seq) (more bool) {
+		log.lend <- durable
+		return <-log.sent
 	}
+	at := func(want uint64) func() bool { return func() bool { return last.Load() == want } }
+	eventually(t, "what was there is sent", at(10))
+	if !along(20) {
+		t.Error("20 was not sent along")
+	}
+	eventually(t, "what has come is sent", at(20))
+	if along(20) {
+		t.Error("there was nothing to be sent along")
+	}
+	s.SetGather(Gather{Bytes: 1})
+	if along(21) {
+		t.Error("sent along though records gather")
+	}
+	eventually(t, "the sending goroutine sends what gathers", at(21))
+	s.SetGather(Gather{})
+	if !along(26) {
+		t.Error("26 was not sent along")
+	}
+	if along(30) {
+		t.Error("30 was sent along though the window is full")
+	}
+	eventually(t, "up to the window", at(26))
 }
 
 // Records go ahead of the durable mark. That it has risen, and that a host waits for a flush, is told at once, without

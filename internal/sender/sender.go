@@ -30,8 +30,10 @@ type Source interface {
 	// synchronous one (Config.Mark is then the durable mark) when they are in the log.
 	Durable() record.Seq
 	// Wait returns nil when Durable is above after, or when the mark or what is urgent may have risen; else an error, at
-	// the latest when ctx ends.
-	Wait(ctx context.Context, after record.Seq) error
+	// the latest when ctx ends. Until it returns it may call send instead of returning, from any goroutine, one call at a
+	// time: send sends what there is, without waiting, and tells what Wait is to go on with as after. Without more it is to
+	// return. None is under way when Wait returns. send may be nil.
+	Wait(ctx context.Context, after record.Seq, send func() (after record.Seq, more bool)) error
 	// Read returns consecutive records from sequence from on. The first may lie above from only if it is a begin; none
 	// if that is not durable yet. ErrTrimmed and ErrSuspended (see Config.CutOff): a resync is needed.
 	Read(from record.Seq, maxRecords, maxBytes int) ([]record.Record, error)

@@ -47,7 +47,7 @@ func (l *steady) Durable() record.Seq {
 	return l.durable
 }
 
-func (l *steady) Wait(ctx context.Context, after record.Seq) error {
+func (l *steady) Wait(ctx context.Context, after record.Seq, _ func() (record.Seq, bool)) error {
 	if l.Durable() > after {
 		return nil
 	}
@@ -307,11 +307,11 @@ func (c *cut) off() error {
 	return fmt.Errorf("journal is full: %w", ErrSuspended)
 }
 
-func (c *cut) Wait(ctx context.Context, after record.Seq) error {
+func (c *cut) Wait(ctx context.Context, after record.Seq, _ func() (record.Seq, bool)) error {
 	if err := c.off(); err != nil {
 		return err
 	}
-	return c.steady.Wait(ctx, after)
+	return c.steady.Wait(ctx, after, nil)
 }
 
 func (c *cut) Acked(stored, durable, applied record.Seq) error {

@@ -26,8 +26,9 @@ type session struct {
 	methods map[wire.Method]bool
 	packer  wire.Packer
 
-	held bool  // records wait for their time, as of the last look
-	asks *asks // of a receiver that pulls; nil: this side pushes
+	failed error // of a send on another goroutine
+	held   bool  // records wait for their time, as of the last look
+	asks   *asks // of a receiver that pulls; nil: this side pushes
 
 	beat   context.Context // ends when a heartbeat is due
 	unbeat context.CancelFunc
@@ -131,7 +132,11 @@ func (t *session) pump(ctx context.Context) error {
 			// for it is sent.
 			t.pause(ctx)
 		case next > limit:
-			if err := t.s.cfg.Source.Wait(t.beat, next-1); err != nil && t.beat.Err() == nil {
+			err := t.s.cfg.Source.Wait(t.beat, next-1, t.sendAlong)
+			if t.failed != nil {
+				return t.failed
+			}
+			if err != nil && t.beat.Err() == nil {
 				if !t.s.cfg.CutOff(err) {
 					return fmt.Errorf("wait for record %d: %w", next, err)
 				}
@@ -151,7 +156,7 @@ func (t *session) pump(ctx context.Context) error {
 // look returns the first sequence to be sent, and the last one that may be.
 func (t *session) look() (next, limit record.Seq, room bool) {
 	s := t.s
-	durable, hurry := s.cfg.Source.Durable(), s.cfg.Hurry()
+	durable, hurry := s.cfg.Source.Durable(), s.gathers() && s.cfg.Hurry()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next = s.window.Next()
@@ -166,6 +171,13 @@ func (t *session) look() (next, limit record.Seq, room bool) {
 	}
 	ask, asked := t.asks.first()
 	return max(next, ask.From), limit, s.window.Room() && asked
+}
+
+// gathers says that records may wait for others to be transferred with.
+func (s *Sender) gathers() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gate.gather != Gather{}
 }
 
 // heldLook is how often records that wait for their time are looked at: more may have come, or haste.
@@ -235,18 +247,10 @@ func (t *session) urge(sent record.Seq) bool {
 func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 	s := t.s
 	mark := s.cfg.Mark()
-	maxRecords, maxBytes := s.cfg.BatchRecords, s.cfg.BatchBytes
-	if ask, ok := t.asks.first(); ok && t.asks != nil {
-		maxRecords, maxBytes = min(maxRecords, int(ask.MaxRecords)), min(maxBytes, int(ask.MaxBytes))
-	}
-	recs, err := s.cfg.Source.Read(next, maxRecords, maxBytes)
+	recs, bytes, err := t.read(next, limit)
 	if err != nil && s.cfg.CutOff(err) {
-		return t.resync(ctx, next, err)
+		return t.resync(ctx, next, errors.Unwrap(err))
 	}
-	if err != nil {
-		return fmt.Errorf("read the log from %d: %w", next, err)
-	}
-	recs, bytes, err := t.check(recs, next, limit)
 	if err != nil {
 		return err
 	}
@@ -256,9 +260,49 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 			return nil
 		}
 		// What follows the gap is not durable yet; an error of the wait comes again with the next look.
-		_ = s.cfg.Source.Wait(t.beat, limit)
+		_ = s.cfg.Source.Wait(t.beat, limit, nil)
 		return nil
 	}
+	return t.ship(recs, bytes, mark, limit)
+}
+
+// sendAlong sends what has come while the sending goroutine waits, on the goroutine that has brought it. Where anything would
+// have to be waited for, or has gone wrong, the sending goroutine is to look: there is no more.
+func (t *session) sendAlong() (after record.Seq, more bool) {
+	s := t.s
+	mark := s.cfg.Mark()
+	next, limit, room := t.look()
+	after = next - 1
+	if next > limit || !room || t.asks != nil || s.gathers() || t.method() != wire.MethodNone || t.beat.Err() != nil || !t.conn.Idle() {
+		return after, false
+	}
+	recs, bytes, err := t.read(next, limit)
+	if err != nil || len(recs) == 0 {
+		return after, false
+	}
+	if t.failed = t.ship(recs, bytes, mark, limit); t.failed != nil {
+		return after, false
+	}
+	return recs[len(recs)-1].Seq, true
+}
+
+// read takes from the log what the next batch may hold.
+func (t *session) read(next, limit record.Seq) (recs []record.Record, bytes int, err error) {
+	s := t.s
+	maxRecords, maxBytes := s.cfg.BatchRecords, s.cfg.BatchBytes
+	if ask, ok := t.asks.first(); ok && t.asks != nil {
+		maxRecords, maxBytes = min(maxRecords, int(ask.MaxRecords)), min(maxBytes, int(ask.MaxBytes))
+	}
+	recs, err = s.cfg.Source.Read(next, maxRecords, maxBytes)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the log from %d: %w", next, err)
+	}
+	return t.check(recs, next, limit)
+}
+
+// ship puts a batch on the link. mark was taken before it was read.
+func (t *session) ship(recs []record.Record, bytes int, mark, limit record.Seq) error {
+	s := t.s
 	last := recs[len(recs)-1].Seq
 	s.mu.Lock()
 	resumed := s.status.State != StateStreaming
@@ -271,7 +315,7 @@ func (t *session) send(ctx context.Context, next, limit record.Seq) error {
 			s.window.Begun(recs[i].Seq)
 		}
 	}
-	err = s.window.Sent(last, len(recs), bytes, limit)
+	err := s.window.Sent(last, len(recs), bytes, limit)
 	s.mu.Unlock()
 	if err != nil {
 		return err

@@ -87,6 +87,7 @@ func (g *Group) commit(m *member, p *period, epoch uint64, b *batch) {
 // commitFrom commits what of the batch has not been appended, from `from` on, as far as there is room. It returns how many of
 // the batch are, and whether answers wait for a subscriber.
 func (g *Group) commitFrom(m *member, p *period, epoch uint64, b *batch, from int) (n int, held bool, err error) {
+	defer g.feedAhead() // behind the mutex
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n = from
@@ -232,7 +233,8 @@ func (g *Group) passed(recs []record.Record) {
 }
 
 // appendLocked numbers records, appends them to the log and puts them into the caches, under the commit mutex. A batch
-// that is too big for the log as a whole goes in parts. It returns how many were appended.
+// that is too big for the log as a whole goes in parts. It returns how many were appended. Those who are sent records before
+// they are durable are still to be told: feedAhead, wakeAhead.
 func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	if len(recs) == 0 {
 		return 0, nil
@@ -270,11 +272,16 @@ func (g *Group) appendLocked(recs []record.Record) (int, error) {
 	g.passed(recs)
 	if g.synced() > mark {
 		g.wakeSubscribers() // a sync that was quicker than this has woken them for nothing
-	} else {
-		g.wakeAhead()
 	}
 	g.noteAppended(bytes)
 	return len(recs), nil
+}
+
+// appendOwn appends the group's own records, under the commit mutex, and has them sent.
+func (g *Group) appendOwn(recs []record.Record) error {
+	_, err := g.appendLocked(recs)
+	g.wakeAhead()
+	return err
 }
 
 // relieve makes room in a full log, under the commit mutex: first what needs nobody's leave, then by cutting off, one

@@ -250,7 +250,7 @@ func (s *Subscriber) numberCopy(m *member, off int64, data []byte, flags uint8) 
 	held.seq = s.g.Tip() + 1
 	s.hold(held, m)
 	recs := []record.Record{rec}
-	if _, err := s.g.appendLocked(recs); err != nil {
+	if err := s.g.appendOwn(recs); err != nil {
 		s.unhold(held)
 		return 0, err
 	}
@@ -370,8 +370,7 @@ func (s *Subscriber) markPiece(m *member, off, length int64) error {
 		if err := s.g.mayNumber(); err != nil {
 			return err
 		}
-		_, err := s.g.appendLocked(recs)
-		return err
+		return s.g.appendOwn(recs)
 	}
 	return s.g.atRest(m, off, length, 3, read, number)
 }

@@ -330,7 +330,7 @@ func TestQueueFullCutsOffAndResyncs(t *testing.T) {
 	if m.sub.State() != SubSuspended {
 		t.Fatalf("the subscriber is %s", m.sub.State())
 	}
-	if !errors.Is(m.sub.Wait(t.Context(), 0), ErrSuspended) {
+	if !errors.Is(m.sub.Wait(t.Context(), 0, nil), ErrSuspended) {
 		t.Error("a subscriber that is cut off may wait for records")
 	}
 	// The step's own copies and what is written meanwhile are together more than the queue may hold.

@@ -200,7 +200,7 @@ func (s *Subscriber) Urgent() record.Seq {
 func (s *Subscriber) tellNews() {
 	s.mu.Lock()
 	s.news = true
-	s.changed.Broadcast()
+	s.wakeLocked()
 	s.mu.Unlock()
 }
 
@@ -213,7 +213,7 @@ func (s *Subscriber) synced() {
 	s.mu.Lock()
 	s.ackCopies() // what is durable there counts only once it is durable here too
 	s.news = true
-	s.changed.Broadcast()
+	s.wakeLocked()
 	s.mu.Unlock()
 }
 
@@ -495,15 +495,6 @@ func (g *Group) bytesAbove(seq record.Seq) int64 {
 	}
 	first := q.at(max(seq+1, q.first))
 	return int64(q.at(q.next()-1).total-first.total) + int64(first.length)
-}
-
-// wakeAhead wakes those who are sent records before they are durable.
-func (g *Group) wakeAhead() {
-	for _, s := range *g.subs.Load() {
-		if s.ahead.Load() {
-			s.wake()
-		}
-	}
 }
 
 // someoneStays: a subscriber holds the full log back that hosts would rather wait for.

@@ -43,6 +43,16 @@ func (f *far) follow(p *site, cfg SyncConfig) {
 	}
 	f.durable = min(f.durable, record.Seq(len(f.recs)))
 	f.mu.Unlock()
+	f.subscribe(p, cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() { f.sub.Watch(ctx, f.linked) })
+	work.Go(func() { f.run(ctx) })
+	f.stop = func() { cancel(); work.Wait() }
+}
+
+func (f *far) subscribe(p *site, cfg SyncConfig) {
+	f.t.Helper()
 	maps := map[record.VolumeNumber]Bitmap{}
 	for i := range p.devs {
 		d := block.NewCrashable(block.BitmapSize(p.size/markSize), 1)
@@ -57,11 +67,6 @@ func (f *far) follow(p *site, cfg SyncConfig) {
 		f.t.Fatal(err)
 	}
 	f.sub = sub
-	ctx, cancel := context.WithCancel(context.Background())
-	var work sync.WaitGroup
-	work.Go(func() { sub.Watch(ctx, f.linked) })
-	work.Go(func() { f.run(ctx) })
-	f.stop = func() { cancel(); work.Wait() }
 }
 
 func (f *far) linked() bool {
@@ -80,7 +85,10 @@ func (f *far) run(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
 		last, away := f.last(), !f.linked()
 		wait, cancel := context.WithTimeout(ctx, time.Millisecond)
-		_ = f.sub.Wait(wait, last)
+		_ = f.sub.Wait(wait, last, func() (record.Seq, bool) { // on the goroutine of who has written
+			f.take(n)
+			return f.last(), f.linked()
+		})
 		cancel()
 		if away {
 			time.Sleep(time.Millisecond)

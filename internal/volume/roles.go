@@ -332,7 +332,7 @@ func (g *Group) controlLocked(r record.Record, then func(record.Seq)) (record.Se
 		return 0, err
 	}
 	recs := []record.Record{r}
-	if _, err := g.appendLocked(recs); err != nil {
+	if err := g.appendOwn(recs); err != nil {
 		return 0, err
 	}
 	if then != nil {

@@ -102,7 +102,7 @@ func (s *Subscriber) numberEnd(rest bool) (record.Seq, error) {
 		s.g.recentMu.Unlock()
 		s.restAt.Store(uint64(seq))
 	}
-	s.changed.Broadcast()
+	s.wakeLocked()
 	return seq, nil
 }
 

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -76,7 +75,10 @@ type Subscriber struct {
 	state atomic.Uint32 // changed under Group.mu and mu, in this order
 
 	mu      sync.Mutex
-	changed *sync.Cond // on mu: an acknowledgement, more durable records, another state
+	changed *sync.Cond // on mu: an acknowledgement, another state
+	ready   *sync.Cond // on mu: what Wait waits for; see turn.go
+	turn    *turn      // of the Wait under way, nil: none
+	waits   int        // calls of Wait under way
 	stored  record.Seq
 	durable record.Seq
 	applied record.Seq
@@ -121,7 +123,7 @@ func (g *Group) Subscribe(name string, cfg SubscriberConfig) (*Subscriber, error
 	s := &Subscriber{name: name, g: g, cfg: cfg}
 	s.poke = make(chan struct{}, 1)
 	volumes := map[record.VolumeNumber]*blocks{}
-	s.changed = sync.NewCond(&s.mu)
+	s.changed, s.ready = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	for n, bits := range cfg.Changed {
 		volumes[n] = newBlocks(bits)
 	}
@@ -331,35 +333,6 @@ func (s *Subscriber) Begin() (record.Seq, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.begin, s.State() == SubResyncing
-}
-
-// Wait returns once there is a record above `after` that may be sent, or Mark or Urgent may have risen; ErrSuspended if
-// the subscriber is cut off.
-func (s *Subscriber) Wait(ctx context.Context, after record.Seq) error {
-	stop := context.AfterFunc(ctx, s.wake)
-	defer stop()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for {
-		switch {
-		case s.g.Err() != nil:
-			return s.g.Err()
-		case s.State() == SubSuspended:
-			return ErrSuspended
-		case s.Durable() > after || s.news:
-			s.news = false
-			return nil
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		}
-		s.changed.Wait()
-	}
-}
-
-func (s *Subscriber) wake() {
-	s.mu.Lock()
-	s.changed.Broadcast()
-	s.mu.Unlock()
 }
 
 // Read returns records that may be sent from `from` on, at least one if there is one, from memory or else from the log. Copied
@@ -606,7 +579,7 @@ func (s *Subscriber) setState(state SubscriberState, reason string) {
 			b.forgetUnderWay()
 		}
 	}
-	s.changed.Broadcast()
+	s.wakeLocked()
 	s.tell(SubscriberEvent{Subscriber: s.name, State: state, Reason: reason})
 	s.mu.Unlock()
 }

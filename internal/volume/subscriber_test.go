@@ -58,7 +58,7 @@ func (m *mirror) subscribe(p *site) {
 func (m *mirror) pump(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c := m.jnl.Cursors()
-		if err := m.sub.Wait(ctx, c.Appended); err != nil {
+		if err := m.sub.Wait(ctx, c.Appended, nil); err != nil {
 			return err
 		}
 		recs, err := m.sub.Read(c.Appended+1, 50, 64<<10)

@@ -283,6 +283,9 @@ func (b *Bundle) writeFrame(t Type, parts [][]byte, sums []uint32) error {
 	return err
 }
 
+// Idle says that a frame would be written now without waiting for anything.
+func (b *Bundle) Idle() bool { return b.single() && b.main.out.idle() }
+
 // lightest is the connection that has the least to send; of equal ones each in its turn. Under mu.
 func (b *Bundle) lightest() *Conn {
 	n := len(b.conns)

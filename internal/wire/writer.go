@@ -331,6 +331,13 @@ func (w *writer) load() int {
 	return w.bytes
 }
 
+// idle says that what is written now need not wait: nothing is queued, and nothing holds the connection back.
+func (w *writer) idle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bytes == 0 && w.raw != nil && !w.paced() && w.err == nil
+}
+
 // waitRoom waits until little enough is queued.
 func (w *writer) waitRoom() error {
 	w.mu.Lock()
