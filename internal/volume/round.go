@@ -49,6 +49,7 @@ type writeBack struct {
 const (
 	maxRun     = 1 << 20 // bytes merged into one device write
 	maxRunBufs = 512
+	maxLeave   = 32 // segments that leave a cache at once: who writes meanwhile waits for that, some 20 µs
 )
 
 func (g *Group) kickRound() { poke(g.roundKick) }
@@ -157,8 +158,10 @@ func (m *member) writeOut(segs []segment) (low record.Seq, bytes int64, err erro
 	absent := m.absence()
 	from, written := 0, int64(0) // segs[from:i] are on the device and still in the cache
 	leave := func(i int) {
-		if i > from {
-			m.group.grow(-m.cache.removeWritten(segs[from:i]))
+		for from < i {
+			next := min(i, from+maxLeave)
+			m.group.grow(-m.cache.removeWritten(segs[from:next]))
+			from = next
 		}
 		from, written = i, 0
 	}
@@ -178,7 +181,7 @@ func (m *member) writeOut(segs []segment) (low record.Seq, bytes int64, err erro
 			return 0, 0, err
 		}
 		i += n
-		if written += segs[i-1].end - segs[i-n].off; written >= maxRun || i-from >= maxRunBufs {
+		if written += segs[i-1].end - segs[i-n].off; written >= maxRun || i-from >= maxLeave {
 			leave(i)
 		}
 	}

@@ -424,10 +424,10 @@ func (s *Subscriber) Acked(stored, durable, applied record.Seq) error {
 	if stepDone {
 		s.finishStep()
 	}
-	s.g.forgetAcked(acked)
 	if s.gated.Load() {
-		s.g.release()
+		s.g.release() // hosts wait for it; what it frees can wait
 	}
+	s.g.forgetAcked(acked)
 	return nil
 }
 
