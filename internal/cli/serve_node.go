@@ -14,6 +14,7 @@ import (
 
 func serveNode(ctx context.Context, r *role) error {
 	spendMemory()
+	spendThreads()
 	s := r.settings
 	memory, err := s.size("memory")
 	if err != nil {
@@ -30,6 +31,7 @@ func serveNode(ctx context.Context, r *role) error {
 	defer wait.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	wait.Go(func() { steady(ctx) })
 	err = node.Run(ctx, node.Config{
 		Name: name, Site: s.get("site"), DataDir: r.dir, Listen: s.list("listen"), PeerListen: s.get("peer-listen"),
 		Advertise: s.get("advertise"), NBD: s.get("nbd"), NBDUnix: s.get("nbd-unix"), HTTP: s.get("http"), Memory: memory,
