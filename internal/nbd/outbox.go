@@ -12,7 +12,7 @@ type Corker = block.Corker
 
 const (
 	// corkLimit bounds how long a cork holds back what is queued.
-	corkLimit = time.Millisecond
+	corkLimit = 4 * time.Millisecond
 	// foreignRounds bounds how many system calls a goroutine makes for what others keep adding to the queue.
 	foreignRounds = 4
 	// batchItems and batchBytes bound what is encoded for one system call.
