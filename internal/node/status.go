@@ -231,7 +231,7 @@ func (g *group) primaryStatus(st *control.GroupStatus, rec *groupRecord) {
 		}
 	}
 	if g.role == control.RoleSource {
-		if cut, _, ok := g.vg.Sealed(); ok && hasAll(g.sub, cut) {
+		if cut, _, ok := g.vg.Sealed(); ok && (hasAll(g.sub, cut) || g.n.carriedAway(g.name)) {
 			st.WANBytesSent = 0 // counted by the target from now on
 		}
 		return

@@ -19,7 +19,8 @@ func (c cutLink) String() string { return c.from + "-" + c.to + "-" + c.way }
 // links are those between the processes of a move from a to b, with c as the secondary.
 func links() []cutLink {
 	var all []cutLink
-	for _, pair := range [][2]string{{"gw", "a"}, {"gw", "b"}, {"a", "b"}, {"a", "c"}, {"b", "c"}, {"manager", "a"}, {"manager", "b"}, {"manager", "c"}} {
+	for _, pair := range [][2]string{{"gw", "a"}, {"gw", "b"}, {"gw", "manager"}, {"a", "b"}, {"a", "c"}, {"b", "c"}, {"manager", "a"}, {"manager", "b"},
+		{"manager", "c"}} {
 		all = append(all, cutLink{pair[0], pair[1], "both"}, cutLink{pair[0], pair[1], "oneway"}, cutLink{pair[1], pair[0], "oneway"})
 	}
 	return all
@@ -36,7 +37,7 @@ func (s *site) setLink(c cutLink, cut bool) {
 
 // cutMoments are where in a move links are cut.
 var cutMoments = []moment{
-	{"b", control.StepThrough, "after"}, {"a", control.StepSeal, "before"}, {"a", control.StepSeal, "after"}, {"b", control.StepDecide, "before"},
+	{"b", control.StepThrough, "after"}, {"gw", control.StepSwitch, "before"}, {"gw", control.StepSwitch, "after"}, {"a", control.StepSeal, "before"}, {"a", control.StepSeal, "after"}, {"b", control.StepDecide, "before"},
 	{"b", control.StepDecide, "after"}, {"b", control.StepRun, "after"}, {"b", control.StepDrained, "before"}, {"c", control.StepSingle, "before"},
 }
 

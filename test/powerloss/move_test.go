@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -75,9 +76,19 @@ func (s *site) lookAtSecondary() verdict {
 // trap takes the power of a node at the next time it comes to a step.
 func (s *site) trap(m moment) <-chan struct{} { return s.trapTo(m, func() { s.crash(m.node) }) }
 
-// trapTo does something at the next time that a node comes to a step.
+// trapTo does something at the next time that a node, or the gateway, comes to a step.
 func (s *site) trapTo(m moment, do func()) <-chan struct{} {
 	took := make(chan struct{})
+	if m.node == gatewayName {
+		once := sync.OnceFunc(func() { do(); close(took) })
+		point := func(edge string) {
+			if edge == m.edge {
+				once()
+			}
+		}
+		s.switched.Store(&point)
+		return took
+	}
 	mc := s.node[m.node]
 	mc.mu.Lock()
 	defer mc.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,14 +65,15 @@ type site struct {
 	net   *network
 	node  map[string]*machine
 
-	manager *process
-	gateway *process
-	client  *client.Client
-	nbd     string
-	hosts   []*nbd.Client
-	load    *load
-	watch   *watchdog
-	marked  int64 // bytes that resyncs had to send
+	manager  *process
+	gateway  *process
+	switched atomic.Pointer[func(edge string)] // called around the gateway's switch of paths
+	client   *client.Client
+	nbd      string
+	hosts    []*nbd.Client
+	load     *load
+	watch    *watchdog
+	marked   int64 // bytes that resyncs had to send
 }
 
 // machine is one node's hardware, and the node that runs on it at the moment.
@@ -419,12 +421,37 @@ func (m *machine) end() error {
 	}
 }
 
+// gatewayName is the gateway's in the network, and manager's is that of the manager.
+const gatewayName = "gw"
+
+// routesOf keeps a gateway that is cut off from the manager from hearing of it, and the other way round.
+type routesOf struct {
+	gateway.Routes
+	net *network
+}
+
+func (r routesOf) Sync(ctx context.Context, report gateway.Report) (gateway.Table, error) {
+	if err := r.net.says(ctx, gatewayName, "manager"); err != nil {
+		return gateway.Table{}, err
+	}
+	t, err := r.Routes.Sync(ctx, report)
+	if cut := r.net.says(ctx, "manager", gatewayName); cut != nil {
+		return gateway.Table{}, cut
+	}
+	return t, err
+}
+
 func (s *site) startGateway(url string) {
 	c, err := client.New(url)
 	s.must(err)
 	ready := make(chan struct{})
-	cfg := gateway.Config{Name: "gw", Site: "s", DataDir: filepath.Join(s.dir, "gw"), NBD: "127.0.0.1:0", Hold: 2 * time.Minute,
-		Routes: gateway.FromManager(c), Log: s.logger("gateway"), Ready: func(r gateway.Ready) { s.nbd = r.NBD; close(ready) }}
+	cfg := gateway.Config{Name: gatewayName, Site: "s", DataDir: filepath.Join(s.dir, "gw"), NBD: "127.0.0.1:0", Hold: 2 * time.Minute,
+		Routes: routesOf{gateway.FromManager(c), s.net}, Log: s.logger("gateway"), Ready: func(r gateway.Ready) { s.nbd = r.NBD; close(ready) }}
+	cfg.Point = func(_, edge string) {
+		if f := s.switched.Load(); f != nil {
+			(*f)(edge)
+		}
+	}
 	s.must(os.MkdirAll(cfg.DataDir, 0o700))
 	s.gateway = begin(func(ctx context.Context) error { return gateway.Run(ctx, cfg) })
 	select {

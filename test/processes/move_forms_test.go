@@ -12,7 +12,7 @@ import (
 )
 
 // Groups of other forms move like those with a journal: with a process dying at a step of the move, hosts see no error and
-// the images are equal at the end. One move of each form in which nobody dies; all kill points in a campaign.
+// the images are equal at the end. One kill point by chance for each form; all in a campaign.
 func TestMoveOfForms(t *testing.T) {
 	t.Parallel()
 	seed := site.Seed(t)
@@ -34,14 +34,10 @@ func TestMoveOfForms(t *testing.T) {
 		case testing.Short():
 			points = nil
 		}
-		for _, k := range append([]killPoint{{}}, points...) {
+		for _, k := range points {
 			t.Run(fmt.Sprintf("%s-%v", form.name, k), func(t *testing.T) {
 				t.Parallel()
-				env := map[string][]string{}
-				if k.process != "" {
-					env[k.process] = site.KillAt(k.step, k.edge)
-				}
-				s := site.Start(t, env)
+				s := site.Start(t, map[string][]string{k.process: site.KillAt(k.step, k.edge)})
 				pair := s.Pair
 				if strings.Contains(form.name, "queue") {
 					pair = s.PairOnQueue
