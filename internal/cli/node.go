@@ -12,17 +12,22 @@ import (
 )
 
 func (a *app) nodeCmd() *cobra.Command {
-	var forget bool
+	var forget, loss bool
 	remove := a.verb("remove N", "Remove a node that is down", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if loss && !forget {
+			return control.Errorf(control.KindUsage, "--accept-loss goes with --forget")
+		}
 		if forget {
 			if err := a.confirm("node", args[0]); err != nil {
 				return err
 			}
 		}
-		_, _, err := a.change(ctx, http.MethodDelete, path(nodeTable.kind, args[0])+fmt.Sprintf("?forget=%t", forget), nil)
+		_, _, err := a.change(ctx, http.MethodDelete, path(nodeTable.kind, args[0])+fmt.Sprintf("?forget=%t&accept_loss=%t", forget, loss), nil)
 		return err
 	})
 	remove.Flags().BoolVar(&forget, "forget", false, "it is gone for good: forget its volumes, journals, part in groups and data directory too")
+	remove.Flags().BoolVar(&loss, "accept-loss", false, "with --forget: lose what only it has of a decided move of volumes that are not copied (`at_risk` in "+
+		"migrate show; a source's reads as zeros, of a target what was written since the decision)")
 	return noun("node", "Storage nodes", a.listCmd(nodeTable), a.showCmd(nodeTable, "N"), remove,
 		a.later("add-cluster", "node add-cluster"), a.later("remove-cluster", "node remove-cluster"), a.nodeDrain())
 }

@@ -42,7 +42,8 @@ const (
 	CallMigrateMarks  = "migrate.marks"  // CopyMarks → CopyMarked ; target to source: what has to be fetched again
 	CallMigrateTaken  = "migrate.taken"  // CopyTaken → {} ; target to source: that has been noted
 	CallMigrateTip    = "migrate.tip"    // CopyAsk → CopyTip ; target to source: how far its log is
-	// CallMigrateAbandon tells source and target of a decided move that the secondary was forgotten: MigrationID → {}.
+	// CallMigrateAbandon tells source and target of a decided move that the secondary was forgotten, or the target that the source was:
+	// MigrationAbandon → {}.
 	CallMigrateAbandon = "migrate.abandon"
 
 	CallMigrateRefill = "migrate.refill" // MigrationRefill → MigrationRefilled ; target to secondary, while the source is away
@@ -95,11 +96,20 @@ type MigrationCancel struct {
 	Epoch uint64 `json:"epoch"`
 }
 
+// MigrationAbandon has a decided move go on without a node that was given up with what only it has: the secondary, or the source, of a group
+// that is not copied.
+type MigrationAbandon struct {
+	ID         string `json:"id"`
+	SourceLost bool   `json:"source_lost,omitempty"`
+}
+
 // MigrationEnd is a MigrationCancel at whatever stage the move is; By, if not nil, says that the group's secondary has been promoted
 // meanwhile, which ends a move for good.
 type MigrationEnd struct {
 	MigrationCancel
 	By *Reign `json:"by,omitempty"`
+	// TargetLost, to a source that is to go on: the target has served, and was given up with what hosts wrote there.
+	TargetLost bool `json:"target_lost,omitempty"`
 }
 
 // MigrationRefill asks a secondary for bytes of a volume as they are applied there, once all up to Cut is.
@@ -506,9 +516,10 @@ type MigrationStatus struct {
 	Serving uint64       `json:"serving"` // the epoch in which this node serves hosts; 0: it does not
 	Total   int64        `json:"regions_total"`
 	Present int64        `json:"regions_present"`
-	// Abandoned, at the target: it has been told that the secondary was given up.
-	Abandoned bool     `json:"abandoned,omitempty"`
-	AtRisk    []string `json:"at_risk"` // target: what only a source that is away has
+	// Abandoned, at the target: it has been told that the secondary was given up; SourceLost: that the source was.
+	Abandoned  bool     `json:"abandoned,omitempty"`
+	SourceLost bool     `json:"source_lost,omitempty"`
+	AtRisk     []string `json:"at_risk"` // target: what only a source that is away has
 	// Bytes fetched from the source.
 	Background   int64  `json:"bytes_background"`
 	OnDemand     int64  `json:"bytes_on_demand"`

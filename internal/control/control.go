@@ -182,6 +182,10 @@ type Migration struct {
 	Untold bool `json:"untold,omitempty"`
 	// Lone is the volume in no group that is moved, NODE/NAME at the source; "": a group is.
 	Lone string `json:"lone,omitempty"`
+	// SourceLost, TargetLost: that node was given up behind the decision with what only it had. Lost lists what a lost source takes with it.
+	SourceLost bool     `json:"source_lost,omitempty"`
+	TargetLost bool     `json:"target_lost,omitempty"`
+	Lost       []string `json:"lost,omitempty"`
 	// Promoted ended the move: the group's secondary serves.
 	Promoted *Reign `json:"promoted,omitempty"`
 
@@ -331,6 +335,9 @@ type Event struct {
 	Cause    string    `json:"cause"`
 	Message  string    `json:"message"`
 }
+
+// MaxGroups is how many groups a node takes; a volume in no group counts as one until its move has been committed.
+const MaxGroups = 64
 
 // CannotCarry says why what the secondary of a group lacks cannot be carried by a move; empty: it can.
 func CannotCarry(g *Group) string {

@@ -135,8 +135,9 @@ func (m *Manager) registerObjects(api huma.API) {
 	remove(api, "/v1/nodes/{name}", "remove-node", "Remove a node that is down", func(ctx context.Context, in *struct {
 		Name   string `path:"name"`
 		Forget bool   `query:"forget" doc:"forget its volumes and journals too"`
+		Loss   bool   `query:"accept_loss" doc:"with forget: and what only it has of a move under way"`
 	}) error {
-		return m.nodeRemove(ctx, in.Name, in.Forget)
+		return m.nodeRemove(ctx, in.Name, in.Forget, in.Loss)
 	})
 	lists(api, control.KindGateway, "gateways", m.gatewayViews)
 	shows(api, control.KindGateway, "gateway", m.gatewayViews)

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -152,10 +153,61 @@ func (m *Manager) checkDrain(ctx context.Context, d *control.Drain) (control.Pla
 	if len(d.Items) == 0 {
 		all.Plan, all.PauseMS = append(all.Plan, "nothing of "+d.Node+" is to be moved"), nil
 	}
+	if why := m.crowded(ctx, d); why != "" {
+		all.Refusals = append(all.Refusals, why)
+	}
 	if free > 0 && *all.SpaceBytes > free && len(all.Refusals) == 0 {
 		all.Refusals = append(all.Refusals, noRoom(d.To, *all.SpaceBytes, free))
 	}
 	return all, nil
+}
+
+// crowded says why a drain would stop on the way, at the number of groups that a node takes: a volume in no group has one until its move
+// has been committed, at both nodes.
+func (m *Manager) crowded(ctx context.Context, d *control.Drain) string {
+	groups, lone := 0, 0
+	for _, it := range d.Items {
+		if strings.Contains(it.Object, "/") {
+			lone++
+		} else {
+			groups++
+		}
+	}
+	atOnce := lone
+	if d.Commit {
+		atOnce = min(lone, d.Parallel)
+	}
+	if lone == 0 {
+		return ""
+	}
+	live := m.live(ctx, d.Node, d.To)
+	for _, node := range []struct {
+		name string
+		more int
+	}{{d.Node, atOnce}, {d.To, groups + atOnce}} {
+		st := live[node.name]
+		if st == nil {
+			continue // refused for that
+		}
+		has := 0
+		for _, g := range st.Groups {
+			if !control.ForMove(g.Name) || !slices.ContainsFunc(d.Items, func(it control.DrainItem) bool {
+				return control.LoneGroup(it.Object) == g.Name // one that moves already is counted with what is to move
+			}) {
+				has++
+			}
+		}
+		if has+node.more <= control.MaxGroups {
+			continue
+		}
+		way := "drain it with --commit, so that those that have moved count no more"
+		if d.Commit {
+			way = fmt.Sprintf("name a --parallel below %d", d.Parallel)
+		}
+		return fmt.Sprintf("%d groups and %d volumes in no group are to move: node %s has %d groups and takes %d, and a volume in no group counts as "+
+			"one until its move has been committed: %s", groups, lone, node.name, has, control.MaxGroups, way)
+	}
+	return ""
 }
 
 // both combines two figures; what is not known of one is not known of both.

@@ -225,3 +225,17 @@ func TestDrainHasOneLoop(t *testing.T) {
 		t.Errorf("%d drains have ended", n)
 	}
 }
+
+// More volumes in no group than a node takes groups are refused before the first one moves, unless each move is committed at once.
+func TestDrainOfManyVolumes(t *testing.T) {
+	s := newSystem(t, "a", "b")
+	for i := range control.MaxGroups + 1 {
+		s.must("POST", "/v1/volumes", control.VolumeRequest{Name: fmt.Sprintf("a/v%d", i), Size: 4096}, nil)
+	}
+	s.refused(control.KindRefused, "--commit", "POST", "/v1/nodes/a/drain", control.DrainRequest{To: "b"})
+	var plan control.PlanView
+	s.must("POST", "/v1/nodes/a/drain?dry_run=true", control.DrainRequest{To: "b", Commit: true}, &plan)
+	if len(plan.Refusals) > 0 || len(plan.Plan) != control.MaxGroups+1 {
+		t.Errorf("with --commit: %q, %d moves", plan.Refusals, len(plan.Plan))
+	}
+}

@@ -228,7 +228,7 @@ func (m *Manager) undoOne(ctx context.Context, mg *control.Migration, u undo) er
 		}
 		return err
 	}
-	in := control.MigrationEnd{MigrationCancel: control.MigrationCancel{ID: mg.ID, Epoch: mg.Epoch}, By: mg.Promoted}
+	in := control.MigrationEnd{MigrationCancel: control.MigrationCancel{ID: mg.ID, Epoch: mg.Epoch}, By: mg.Promoted, TargetLost: mg.TargetLost}
 	if _, exists, err := find[control.Node](ctx, m, control.KindNode, u.node); err == nil && !exists {
 		return nil // removed: there is nobody to tell
 	}

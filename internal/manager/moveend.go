@@ -202,7 +202,7 @@ func (m *Manager) abandonSecondary(ctx context.Context, mg *control.Migration) e
 		return err
 	}
 	for _, node := range []string{mg.Target, mg.Source} {
-		err := m.nodes.call(ctx, node, control.CallMigrateAbandon, control.MigrationID{ID: mg.ID}, nil, liveTimeout)
+		err := m.nodes.call(ctx, node, control.CallMigrateAbandon, control.MigrationAbandon{ID: mg.ID}, nil, liveTimeout)
 		if err != nil && control.KindOf(err) != control.KindNotFound {
 			m.log.Info("the loss of the secondary is not told yet", "migration", mg.ID, "node", node, "error", err)
 		}

@@ -314,6 +314,12 @@ func (r *moveRunner) watch(ctx context.Context, mg *control.Migration) error {
 			return err
 		}
 	}
+	if mg.SourceLost && !st.SourceLost && st.Phase == control.PhaseMigrating {
+		if err := r.m.nodes.call(ctx, mg.Target, control.CallMigrateAbandon, control.MigrationAbandon{ID: mg.ID, SourceLost: true}, nil,
+			liveTimeout); err != nil {
+			r.m.log.Info("the loss of the source is not told yet", "migration", mg.ID, "node", mg.Target, "error", err)
+		}
+	}
 	if st.Phase == control.PhaseMigrating && !st.Abandoned {
 		if err := r.m.abandonSecondary(ctx, mg); err != nil {
 			return err

@@ -34,8 +34,13 @@ func (f *forgotten) String() string {
 // nodeRemove forgets a node that is down. What the node still has in groups or under virtual volumes must go first. With
 // forget it is gone for good: what the store knows of it is forgotten with it, another data directory may take the name, and the old
 // one is refused when it comes back. A group goes on without it, until `group delete`, which then asks it for nothing.
-func (m *Manager) nodeRemove(ctx context.Context, name string, forget bool) error {
+func (m *Manager) nodeRemove(ctx context.Context, name string, forget, loss bool) error {
+	if loss && !forget {
+		return control.Errorf(control.KindUsage, "accept_loss goes with forget")
+	}
+	var moves []string
 	_, err := attempt(ctx, func() (struct{}, error) {
+		moves = nil
 		n, err := load[control.Node](ctx, m, control.KindNode, name)
 		if err != nil {
 			return struct{}{}, err
@@ -45,10 +50,12 @@ func (m *Manager) nodeRemove(ctx context.Context, name string, forget bool) erro
 		}
 		f := &forgotten{Node: name, Install: n.V.Install, At: time.Now().UTC(), Groups: []string{}, Volumes: []string{}}
 		c := m.change().del(n.Key, n.Rev)
-		if err := m.nodeGroups(ctx, c, f, forget); err != nil {
+		way := &lostNode{forgotten: f, forget: forget, loss: loss, led: map[string]bool{}}
+		if err := m.nodeGroups(ctx, c, way); err != nil {
 			return struct{}{}, err
 		}
-		if err := m.nodeObjects(ctx, c, f, forget); err != nil {
+		moves = way.moves
+		if err := m.nodeObjects(ctx, c, way); err != nil {
 			return struct{}{}, err
 		}
 		if len(f.Groups)+len(f.Volumes) > 0 {
@@ -67,13 +74,24 @@ func (m *Manager) nodeRemove(ctx context.Context, name string, forget bool) erro
 	})
 	if err == nil && planOf(ctx) == nil {
 		m.presence.forget(name)
+		for _, id := range moves {
+			m.moves.kick(ctx, id)
+		}
 	}
 	return err
 }
 
+// lostNode is what goes with a node that is removed.
+type lostNode struct {
+	*forgotten
+	forget, loss bool
+	moves        []string        // that go on otherwise
+	led          map[string]bool // volumes whose virtual volumes are led elsewhere by that
+}
+
 // nodeGroups looks at the groups and moves that need the node. What a node that is gone for good keeps from its end has its own way
 // out, which comes first.
-func (m *Manager) nodeGroups(ctx context.Context, c *change, f *forgotten, forget bool) error {
+func (m *Manager) nodeGroups(ctx context.Context, c *change, f *lostNode) error {
 	groups, err := loadAll[control.Group](ctx, m, control.KindGroup)
 	if err != nil {
 		return err
@@ -82,12 +100,15 @@ func (m *Manager) nodeGroups(ctx context.Context, c *change, f *forgotten, forge
 		if mg, exists, err := m.latestMove(ctx, g.V.Name); err != nil {
 			return err
 		} else if exists && !control.Ended(mg.V.Phase) && (mg.V.Source == f.Node || mg.V.Target == f.Node) {
-			if g.V.Lone != "" && (!forget || mg.V.Phase != control.PhaseFilled || mg.V.Source != f.Node) {
-				return control.Errorf(control.KindRefused, "node %s is in use by migration %s of volume %s (phase %q): end that first: `gantline migrate "+
-					"abort %s` until it is decided, `gantline migrate commit %s` once it is filled; what is absent until then is at %s only", f.Node,
-					mg.V.ID, g.V.Lone, mg.V.Phase, mg.V.ID, mg.V.ID, mg.V.Source)
-			}
-			if !forget || mg.V.Phase != control.PhaseFilled || mg.V.Source != f.Node {
+			if g.V.CopiesTo() == "" {
+				done, err := m.loseUncopied(ctx, c, f, mg, g)
+				if err != nil {
+					return err
+				}
+				if done {
+					continue
+				}
+			} else if !f.forget || mg.V.Phase != control.PhaseFilled || mg.V.Source != f.Node {
 				return control.Errorf(control.KindRefused, "node %s is in use by migration %s (phase %q): end that first: `gantline migrate abort "+
 					"%s` until it is decided, if the source is there; else `gantline group promote %s --force`", f.Node, mg.V.ID, mg.V.Phase, mg.V.ID,
 					g.V.Name)
@@ -98,7 +119,7 @@ func (m *Manager) nodeGroups(ctx context.Context, c *change, f *forgotten, forge
 		switch {
 		case g.V.Primary != f.Node && g.V.Secondary != f.Node:
 			continue
-		case !forget:
+		case !f.forget:
 			return control.Errorf(control.KindRefused, "node %s is in use by group %s; delete or move the group first, or, if the node is gone for "+
 				"good, use --forget, and then delete the group", f.Node, g.V.Name)
 		}
@@ -108,7 +129,7 @@ func (m *Manager) nodeGroups(ctx context.Context, c *change, f *forgotten, forge
 	return nil
 }
 
-func (m *Manager) nodeObjects(ctx context.Context, c *change, f *forgotten, forget bool) error {
+func (m *Manager) nodeObjects(ctx context.Context, c *change, f *lostNode) error {
 	volumes, err := loadAll[control.Volume](ctx, m, control.KindVolume)
 	if err != nil {
 		return err
@@ -122,12 +143,12 @@ func (m *Manager) nodeObjects(ctx context.Context, c *change, f *forgotten, forg
 		switch {
 		case err != nil:
 			return err
-		case len(vvols) > 0:
+		case len(vvols) > 0 && !f.led[full]:
 			return control.Errorf(control.KindRefused, "node %s is in use: virtual volume %s leads to %s; promote the secondary of its group, or "+
 				"delete the virtual volume", f.Node, vvols[0], full)
-		case !forget && v.V.Group != "":
+		case !f.forget && v.V.Group != "":
 			return control.Errorf(control.KindRefused, "node %s is in use: volume %s is in group %s", f.Node, full, v.V.Group)
-		case !forget:
+		case !f.forget:
 			return control.Errorf(control.KindRefused, "node %s has volume %s; delete it, or use --forget", f.Node, full)
 		}
 		c.del(v.Key, v.Rev)
@@ -141,7 +162,7 @@ func (m *Manager) nodeObjects(ctx context.Context, c *change, f *forgotten, forg
 		if j.V.Node != f.Node {
 			continue
 		}
-		if !forget {
+		if !f.forget {
 			return control.Errorf(control.KindRefused, "node %s has journal %s/%s; delete it, or use --forget", f.Node, f.Node, j.V.Name)
 		}
 		c.del(j.Key, j.Rev)

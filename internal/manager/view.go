@@ -368,6 +368,7 @@ func migrationView(mg *control.Migration, g *control.Group, migrations []got[con
 		v.Modes[mv.Target] = nil
 	}
 	v.Check = mg.Check
+	v.AtRisk = append(v.AtRisk, mg.Lost...)
 	if !control.Ended(mg.Phase) {
 		if st := migrationOf(l.node(mg.Target), mg.ID); st != nil {
 			v.Check = checkOf(mg, st)

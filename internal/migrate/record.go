@@ -72,6 +72,8 @@ type Record struct {
 	Aborted bool `json:"aborted,omitempty"`
 	// Abandoned, at source and target: the secondary is gone for good. Nobody waits for what it lacks.
 	Abandoned bool `json:"abandoned,omitempty"`
+	// SourceLost, at the target: the source is gone for good, and nobody else has what is absent here: it reads as zeros.
+	SourceLost bool `json:"source_lost,omitempty"`
 	// Carried, at the target: what the secondary lacked of the source's log is here, durably. At the source: the target has said
 	// so, and nothing is sent from here any more.
 	Carried bool `json:"carried,omitempty"`

@@ -193,7 +193,8 @@ func (g *group) dialUnlessSilent(dial func(context.Context) (net.Conn, error)) f
 }
 
 // silent says why this node sends nothing to the secondary of a group that a move carries; nil: it may. There is one sender at
-// a time: the source until the target has all, the target once the secondary has taken it as its only source.
+// a time: the source until the target has all, the target once the secondary has taken it as its only source. Where nothing was carried, because
+// the secondary had all or was out of the stream, it takes the target once it has heard it.
 func (g *group) silent() error {
 	if g.n.carriedAway(g.name) {
 		return fmt.Errorf("group %s: the target of the move has what was to be sent, and sends it", g.name)
@@ -202,11 +203,11 @@ func (g *group) silent() error {
 		if rec.Role != control.RoleTarget || !rec.Spec.Carries() || rec.Spec.Group.Name != g.name {
 			continue
 		}
-		switch rec.Stage {
-		case migrate.Opened:
+		switch {
+		case rec.Stage == migrate.Opened:
 			return fmt.Errorf("group %s: what the secondary lacks up to the cut is being carried here from node %s, which sends until then",
 				g.name, rec.Spec.Source)
-		case migrate.Drained:
+		case rec.Stage == migrate.Drained && rec.Carried:
 			return fmt.Errorf("group %s: the secondary has not taken node %s as its only source yet", g.name, g.n.cfg.Name)
 		}
 	}

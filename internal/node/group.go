@@ -196,7 +196,7 @@ func (g *group) open(rec *groupRecord) (err error) {
 }
 
 // maxGroups bounds the groups of a node: each has a log, caches and loops of its own.
-const maxGroups = 64
+const maxGroups = control.MaxGroups
 
 // cacheShare is what a group may keep of what is not on its devices yet, and as much again of what it has still to
 // send: half the node's memory shared by its groups, and at most an eighth, in bytes. A group that joins later leaves

@@ -176,8 +176,12 @@ func (n *Node) sendAway(ctx context.Context, moved map[string]*block.MovedError)
 	return nil
 }
 
-// moveAbandon has a move go on without its secondary, which the operator has given up.
-func (n *Node) moveAbandon(_ context.Context, id string) error {
+// moveAbandon has a move go on without its secondary, or without its source, which the operator has given up.
+func (n *Node) moveAbandon(in control.MigrationAbandon) error {
+	id := in.ID
+	if in.SourceLost {
+		return n.moveSourceLost(id)
+	}
 	m, rec, err := n.move(id)
 	if err != nil || rec.Abandoned {
 		return err
@@ -191,6 +195,43 @@ func (n *Node) moveAbandon(_ context.Context, id string) error {
 		}
 		return nil
 	})
+}
+
+// moveSourceLost has a target that serves a group which is not copied go on without what its source alone had: that reads as zeros from now
+// on. A later copy to somebody else has to have it too: it is marked before that is so.
+func (n *Node) moveSourceLost(id string) error {
+	m, rec, err := n.move(id)
+	if err != nil || rec.SourceLost {
+		return err
+	}
+	t := m.target.Load()
+	switch {
+	case t == nil || rec.Cut() == 0 || !rec.Did(control.StepRun):
+		return refused("migration %s: node %s does not serve as its target", id, n.cfg.Name)
+	case rec.Spec.Secondary != "":
+		return refused("migration %s: what is absent here may be at the secondary, %s", id, rec.Spec.Secondary)
+	}
+	g := m.ops.group()
+	for _, d := range m.ops.disk {
+		absent, _ := d.vol.vol.Absent(int(bitsFor(d.mv.Size, regionSize)))
+		g.mu.Lock()
+		marks, ok := g.maps[d.mv.Number]
+		g.mu.Unlock()
+		if !ok {
+			continue
+		}
+		for _, e := range absent {
+			marks.bits.SetRange(e.Offset/markSize, bitsFor(e.Length, markSize))
+		}
+		if err := marks.bits.Flush(); err != nil {
+			return err
+		}
+	}
+	if err := t.Update(func(r *migrate.Record) { r.SourceLost = true }); err != nil {
+		return err
+	}
+	m.ops.loseSource()
+	return nil
 }
 
 // abandoned says whether the move's secondary was given up.

@@ -59,8 +59,9 @@ func (n *Node) moveSeal(ctx context.Context, id string) (*control.Handover, erro
 }
 
 // moveReopen has the source go on in e+2, sealed or not: the store and the hosts' routes say e+2 from now on. The record
-// comes first: from then on a seal for this move that is still under way is refused.
-func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult, error) {
+// comes first: from then on a seal for this move that is still under way is refused. targetLost: what hosts were told since the cut is not
+// here, and their connections end.
+func (n *Node) moveReopen(ctx context.Context, id string, targetLost bool) (control.ReopenResult, error) {
 	m, _, err := n.move(id)
 	if err != nil {
 		return control.ReopenResult{}, err
@@ -84,6 +85,11 @@ func (n *Node) moveReopen(ctx context.Context, id string) (control.ReopenResult,
 			}
 			r.Stage = migrate.Reopened
 			d.Groups[rec.Spec.Group.Name].Epoch = rec.SourceEpoch()
+			for _, mv := range rec.Spec.Volumes {
+				if _, name := splitName(mv.Source); targetLost && d.Volumes[name] != nil {
+					d.Volumes[name].Taken = rec.SourceEpoch()
+				}
+			}
 			return nil
 		})
 		if err != nil {

@@ -34,6 +34,8 @@ type targetOps struct {
 	check  atomic.Pointer[moveCheck] // the last that a commit has asked for
 	checks *scope
 
+	sourceLost atomic.Bool // what is absent reads as zeros
+
 	opened bool // saved so; Save's alone, which the machine calls under its lock
 
 	copy    atomic.Pointer[copyFirst] // copy-first, until the cut
@@ -63,6 +65,9 @@ func (n *Node) prepareTarget(m *move, rec *migrate.Record) error {
 	m.ops = &targetOps{n: n, m: m, spec: rec.Spec, ctx: ctx, opened: rec.Stage == migrate.Opened,
 		limiter: rate.NewLimiter(rate.Inf, maxBurst), checks: newScope()}
 	m.ops.setLimit(rec.Spec.Limit)
+	if rec.SourceLost {
+		m.ops.loseSource()
+	}
 	for _, mv := range rec.Spec.Volumes {
 		d, err := m.ops.openDisk(ctx, mv)
 		if err != nil {
@@ -141,6 +146,12 @@ func (o *targetOps) openDisk(ctx context.Context, mv control.MovedVolume) (*targ
 		d.vol.epoch.Store(o.spec.Group.Epoch) // what it relays is served in
 	}
 	return d, nil
+}
+
+// loseSource has what is absent read as zeros, for which there is no limit.
+func (o *targetOps) loseSource() {
+	o.sourceLost.Store(true)
+	o.setLimit(0)
 }
 
 // maxBurst is what a limited background copy may take at once, bytes.

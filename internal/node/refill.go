@@ -41,6 +41,10 @@ type refiller struct {
 
 // Fetch implements volume.Fetcher.
 func (f *refiller) Fetch(ctx context.Context, off int64, p []byte) error {
+	if f.o.sourceLost.Load() {
+		clear(p)
+		return nil
+	}
 	err := f.from.Fetch(ctx, off, p)
 	if err == nil || ctx.Err() != nil && !f.given() {
 		f.note(err == nil)
@@ -173,7 +177,7 @@ const maxRisks = 32
 // risks lists what of a volume is at the source only, while that is away and the secondary does not have it; and the way out.
 func (o *targetOps) risks(d *targetDisk) (list []string, blocked string) {
 	why := d.fetch.lacking()
-	if why == nil {
+	if why == nil || o.sourceLost.Load() {
 		return nil, ""
 	}
 	absent, left := d.vol.vol.Absent(maxRisks)
@@ -192,7 +196,8 @@ func (o *targetOps) risks(d *targetDisk) (list []string, blocked string) {
 	}
 	if o.spec.Secondary == "" {
 		return list, fmt.Sprintf("what is absent is at %s only, which is away; start it. The volume is not copied, so that nobody else has it: "+
-			"hosts get errors there until %s is back", o.spec.Source, o.spec.Source)
+			"hosts get errors there until %s is back. If it is gone for good, `gantline node remove %s --forget --accept-loss` has that read as "+
+			"zeros", o.spec.Source, o.spec.Source, o.spec.Source)
 	}
 	return list, fmt.Sprintf("what is absent is at %s only, which is away (secondary %s: %v); start it. If it is gone for good, `gantline group "+
 		"promote %s --force` has %s serve what it has", o.spec.Source, o.spec.Secondary, why, o.spec.Group.Name, o.spec.Secondary)

@@ -159,13 +159,16 @@ func (n *Node) life(volume string) string {
 	return fmt.Sprintf("%s.%d", n.cfg.Boot, losses)
 }
 
-// taken is the epoch in which this node was promoted in the volume's group, 0 if it was not.
-func (n *Node) taken(volume string) uint64 {
+// taken is the epoch in which this node was promoted in the volume's group, or has taken the volume back from a lost target; 0 if neither.
+func (n *Node) taken(volume string) (epoch uint64) {
 	d := n.state.view()
-	if g := d.Groups[d.owner(volume)]; g != nil && g.Promoted != nil {
-		return g.Promoted.Epoch
+	if v := d.Volumes[volume]; v != nil {
+		epoch = v.Taken
 	}
-	return 0
+	if g := d.Groups[d.owner(volume)]; g != nil && g.Promoted != nil {
+		epoch = max(epoch, g.Promoted.Epoch)
+	}
+	return epoch
 }
 
 // epochOf is the epoch in which the volume's group is served, as this node knows it; 0 for a lone volume.
@@ -319,9 +322,9 @@ func (n *Node) serveMoveCall(ctx context.Context, method string, params json.Raw
 	case control.CallMigrateCarried:
 		return with(params, func(in control.MigrationID) (any, error) { return n.moveCarried(in.ID) })
 	case control.CallMigrateReopen:
-		return with(params, func(in control.MigrationID) (any, error) { return n.moveReopen(ctx, in.ID) })
+		return with(params, func(in control.MigrationEnd) (any, error) { return n.moveReopen(ctx, in.ID, in.TargetLost) })
 	case control.CallMigrateAbandon:
-		return done(n.moveAbandon)
+		return with(params, func(in control.MigrationAbandon) (any, error) { return struct{}{}, n.moveAbandon(in) })
 	case control.CallMigrateRefill:
 		return with(params, func(in control.MigrationRefill) (any, error) { return n.moveRefill(ctx, in) })
 	case control.CallMigrateSource:

@@ -30,6 +30,9 @@ type volumeRecord struct {
 	Growing int64 `json:"growing,omitempty"`
 	// Arrived is the latest move that has ended here with the volume in no group.
 	Arrived string `json:"arrived,omitempty"`
+	// Taken is the epoch in which this node has taken the volume back from a target that was given up with what hosts had written there;
+	// 0: it has not.
+	Taken uint64 `json:"taken,omitempty"`
 	// Moved says who serves what this volume held: it was the source of a finished move, or the target of one that was
 	// given up. It refuses hosts until it is deleted or named as the target of another move.
 	Moved *block.MovedError `json:"moved,omitempty"`

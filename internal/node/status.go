@@ -385,7 +385,7 @@ func (n *Node) targetStatus(m *move, g *group, st *control.MigrationStatus) {
 	rec, blocked := target.View()
 	st.Phase, st.Steps, st.Error, st.BlockedOn, st.PauseMS = rec.Phase(), rec.Steps, rec.Error, blocked, rec.PauseMS
 	st.Refused = rec.Stage == migrate.Refused || rec.Stage == migrate.Returned
-	st.Abandoned = rec.Abandoned
+	st.Abandoned, st.SourceLost = rec.Abandoned, rec.SourceLost
 	if c := m.ops.check.Load(); c != nil {
 		check, waits := c.status()
 		if st.Check = &check; waits != nil {

@@ -373,3 +373,91 @@ func TestLoneSourceAway(t *testing.T) {
 	s.Do("migrate commit a/db")
 	s.Equal(running.Load, "the target", s.Exports(s.B, g))
 }
+
+// loseMoving moves a/db, with little of it at b yet, and kills a node for good. It returns the load, at rest.
+func loseMoving(t *testing.T, dies string) (*site.Site, *site.Made, *proof.Load) {
+	t.Helper()
+	s := site.Start(t, nil)
+	g := alone(s, "db", 16*mib)
+	load := proof.New(s.Disks(s.G, g), proof.Options{Seed: site.Seed(t), Depth: 8, MaxBlocks: 8, FlushEvery: 30, Rate: 1500})
+	running := site.Run(load)
+	time.Sleep(700 * time.Millisecond)
+	if err := running.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.Do("migrate", "start", "a/db", "--to", "b", "--limit", "512KiB", "--no-wait")
+	s.AwaitPhase("a.db", 20*time.Second, "migrating")
+	if dies == "b" {
+		goOn(s, load, s.G, g)
+	}
+	s.Process(dies).Kill()
+	s.WaitFor(20*time.Second, "it counts as down", func() bool { return strings.Contains(s.Do("node", "show", dies, "-o", "json"), `"down"`) })
+	return s, g, load
+}
+
+// The source of a volume in no group is gone for good before the target has all. By the operator's word what is absent reads as zeros, what
+// that is stays told, and the move ends.
+func TestLoneSourceLost(t *testing.T) {
+	t.Parallel()
+	s, _, _ := loseMoving(t, "a")
+	s.WaitFor(20*time.Second, "what is at risk is told", func() bool { return len(s.Move("a.db").AtRisk) > 0 })
+	refused(s, "--accept-loss", "node", "remove", "a", "--forget", "--yes")
+	there := s.Move("a.db")
+	var off, n int64
+	if _, err := fmt.Sscanf(there.AtRisk[0], "b/db: %d bytes at %d", &n, &off); err != nil {
+		t.Fatalf("%v: %v", there.AtRisk, err)
+	}
+	s.Do("node", "remove", "a", "--forget", "--accept-loss", "--yes")
+	s.Manager.Kill()
+	s.B.Kill()
+	s.Manager.Start()
+	s.B.Start()
+	v := s.AwaitPhase("a.db", 30*time.Second, "filled")
+	if len(v.AtRisk) != len(there.AtRisk) || !strings.Contains(v.AtRisk[0], "lost, reads as zeros: "+there.AtRisk[0]) {
+		t.Errorf("told as lost: %v", v.AtRisk)
+	}
+	s.Do("migrate", "commit", "a/db")
+	isAlone(s, "b/db")
+	host := s.Dial(s.G, "db")
+	data, err := site.Read(host, off, n)
+	if err != nil || slices.ContainsFunc(data, func(b byte) bool { return b != 0 }) {
+		t.Errorf("what is lost, %d bytes at %d: %v", n, off, err)
+	}
+	if err := site.Write(host, off+4096, []byte(strings.Repeat("x", 4096)), 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if r := s.CLI("node", "show", "a"); r.Code != 3 {
+		t.Error(r)
+	}
+}
+
+// The target is gone for good before it has all: by the operator's word the source serves again, as of the cut; a host that was told of
+// writes behind it loses its connection.
+func TestLoneTargetLost(t *testing.T) {
+	t.Parallel()
+	s, g, load := loseMoving(t, "b")
+	refused(s, "nowhere else", "node", "remove", "b", "--forget", "--yes")
+	s.Do("node", "remove", "b", "--forget", "--accept-loss", "--yes")
+	s.AwaitPhase("a.db", 20*time.Second, "failed")
+	s.WaitFor(20*time.Second, "the volume is in no group at a", func() bool {
+		v := volumeOf(s, "a/db")
+		return v.Role != nil && *v.Role == control.RoleLone && *v.Mode == "normal"
+	})
+	isAlone(s, "a/db")
+	if v := s.Prefix(load, "the source, as of the cut", s.Exports(s.A, g)); v.Behind == 0 {
+		t.Error("nothing was lost: the target has served nothing")
+	}
+	before := load.Stats().Errors
+	stale := site.Run(load) // its connections have been told of writes that are gone
+	time.Sleep(300 * time.Millisecond)
+	if err := stale.Stop(); err == nil || load.Stats().Errors == before {
+		t.Error("a host goes on over the loss as if nothing had been")
+	}
+	if err := load.Forget(s.Exports(s.A, g)); err != nil {
+		t.Fatal(err)
+	}
+	goOn(s, load, s.G, g)
+	s.A.Kill()
+	s.A.Start()
+	s.Equal(load, "written on at the source", s.Exports(s.A, g))
+}
