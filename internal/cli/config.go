@@ -141,7 +141,7 @@ func (a *app) readSettings(role string, flags *pflag.FlagSet) (*settings, error)
 
 // checkVariables refuses a variable that no role knows: a typing error would otherwise be silence.
 func (a *app) checkVariables() error {
-	known := map[string]bool{"GANTLINE_CONFIG": true, "GANTLINE_KILL_AT": true, "GANTLINE_BIN": true}
+	known := map[string]bool{"GANTLINE_CONFIG": true, "GANTLINE_KILL_AT": true, "GANTLINE_STOP_AT": true, "GANTLINE_BIN": true}
 	for role := range roleSettings {
 		for _, s := range settingsOf(role) {
 			known[variable(s.key)] = true

@@ -481,10 +481,10 @@ func (o *targetOps) drainedThere(ctx context.Context, away error) (bool, int64, 
 		return false, 0, fmt.Errorf("the secondary has the records up to %d durably, and needs those up to the cut from %s: %w", st.Durable,
 			o.spec.Source, away)
 	}
-	var bytes int64
+	bytes := rec.Handover.Copy.WANBytes // at the cut; what it has sent since, the source alone knows
 	if c := o.copy.Load(); c != nil {
 		c.mu.Lock()
-		bytes = c.wan
+		bytes = max(bytes, c.wan)
 		c.mu.Unlock()
 	}
 	return true, bytes, nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,7 +38,67 @@ var always = []killPoint{
 	{"manager", "decide", "before"}, {"manager", "decide", "after"}, {"manager", "switch", "after"},
 	{"a", "seal", "before"}, {"a", "seal", "after"},
 	{"b", "pend", "after"}, {"b", "decide", "after"}, {"b", "run", "before"}, {"b", "fill", "before"}, {"b", "deregister", "after"},
-	{"c", "single", "before"}, {"g", "switch", "before"}, {"g", "switch", "after"},
+	{"c", "single", "before"}, {"g", "switch", "before"}, {"g", "switch", "after"}, {"c", "decide", standing},
+}
+
+// standing is the edge of a kill point at a step that the process takes no part in: it is killed while the one that does stands still there.
+const standing = "meanwhile"
+
+// standsBy are these kill points.
+func standsBy() (all []killPoint) {
+	for _, process := range []string{"manager", "a", "b", "c", "g"} {
+		for _, step := range []string{"register", "through", "switch", "pend", "seal", "decide", "source", "run", "drained", "single", "fill", "deregister"} {
+			if !takes(process, step) {
+				all = append(all, killPoint{process, step, standing})
+			}
+		}
+	}
+	return all
+}
+
+func takes(process, step string) bool {
+	for _, p := range takesPart {
+		if p.process == process {
+			return slices.Contains(p.steps, step)
+		}
+	}
+	return false
+}
+
+// env is the environment in which the kill point takes hold.
+func (k killPoint) env() map[string][]string {
+	switch k.edge {
+	case "":
+		return nil
+	case standing:
+		return map[string][]string{k.stands(): site.StopAt(k.step, "before")}
+	}
+	return map[string][]string{k.process: site.KillAt(k.step, k.edge)}
+}
+
+// stands is who stands still at the step while another process is killed.
+func (k killPoint) stands() string {
+	if takes("b", k.step) {
+		return "b"
+	}
+	return "manager"
+}
+
+// killed waits until the process is killed at the kill point.
+func (k killPoint) killed(s *site.Site) {
+	s.T.Helper()
+	p := s.Process(k.process)
+	if k.edge == standing {
+		at := s.Process(k.stands())
+		at.AwaitStopAt(k.step, 60*time.Second)
+		p.Kill()
+		at.Signal(syscall.SIGCONT)
+		return
+	}
+	s.WaitFor(60*time.Second, fmt.Sprintf("%s kills itself at %s.%s", p.Name, k.step, k.edge), func() bool { return !p.Alive() })
+	if !p.WasKilled() || !strings.Contains(p.Log(), "kill point "+k.step) {
+		s.T.Fatalf("%s ended otherwise than by its kill point: %s", p.Name, p.Ended())
+	}
 }
 
 func allKillPoints() []killPoint {
@@ -49,7 +110,7 @@ func allKillPoints() []killPoint {
 			}
 		}
 	}
-	return all
+	return append(all, standsBy()...)
 }
 
 // chosen kill points: all of them in a campaign, else the fixed ones and some by chance. GANTLINE_KILL_POINTS=NAME,… names
@@ -77,7 +138,8 @@ func chosen(seed uint64) []killPoint {
 	return points
 }
 
-// Each process dies at each step of a move that it takes part in, and comes back. The move ends, or goes back to the
+// Each process dies at each step of a move, and comes back: by itself at one that it takes part in, else it is killed while who does
+// stands still there. The move ends, or goes back to the
 // source and succeeds at the second try; hosts see no error; the copy is complete and nothing was copied in full again.
 func TestKillPoints(t *testing.T) {
 	t.Parallel()
@@ -108,7 +170,7 @@ type move struct {
 }
 
 func killAt(t *testing.T, k killPoint, seed uint64) {
-	s := site.Start(t, map[string][]string{k.process: site.KillAt(k.step, k.edge)})
+	s := site.Start(t, k.env())
 	m := &move{Site: s, t: t, k: k, g: s.Pair("db", 2, 64*mib, "64MiB")}
 	m.wan = func(hosts proof.Stats) { wanFits(t, s, hosts.Bytes+16*mib, 1) }
 	m.run(seed)
@@ -185,10 +247,7 @@ func (m *move) die() {
 		p.Start()
 		return
 	}
-	m.WaitFor(40*time.Second, fmt.Sprintf("%s kills itself at %s.%s", p.Name, m.k.step, m.k.edge), func() bool { return !p.Alive() })
-	if !p.WasKilled() || !strings.Contains(p.Log(), "kill point "+m.k.step) {
-		m.t.Fatalf("%s ended otherwise than by its kill point: %s", p.Name, p.Ended())
-	}
+	m.k.killed(m.Site)
 	time.Sleep(300 * time.Millisecond)
 	if p == m.C {
 		// Nobody can reach it now: what it has is a prefix.

@@ -37,7 +37,7 @@ func TestMoveOfForms(t *testing.T) {
 		for _, k := range points {
 			t.Run(fmt.Sprintf("%s-%v", form.name, k), func(t *testing.T) {
 				t.Parallel()
-				s := site.Start(t, map[string][]string{k.process: site.KillAt(k.step, k.edge)})
+				s := site.Start(t, k.env())
 				pair := s.Pair
 				if strings.Contains(form.name, "queue") {
 					pair = s.PairOnQueue

@@ -45,11 +45,7 @@ func TestMoveOfStates(t *testing.T) {
 		for _, k := range points {
 			t.Run(fmt.Sprintf("%s-%v", name, k), func(t *testing.T) {
 				t.Parallel()
-				env := map[string][]string{}
-				if k.process != "" {
-					env[k.process] = site.KillAt(k.step, k.edge)
-				}
-				s := site.Start(t, env)
+				s := site.Start(t, k.env())
 				m := &move{Site: s, t: t, k: k}
 				if queue { // a step then has the regions in doubt too
 					m.g = s.PairOnQueue("db", 2, 64*mib, "768MiB")

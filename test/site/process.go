@@ -326,6 +326,19 @@ func KillAt(step, edge string) []string {
 	return []string{"GANTLINE_TEST_HOOKS=1", "GANTLINE_KILL_AT=" + step + "." + edge}
 }
 
+// StopAt is the environment that has a process stand still at a step of a move until it gets SIGCONT.
+func StopAt(step, edge string) []string {
+	return []string{"GANTLINE_TEST_HOOKS=1", "GANTLINE_STOP_AT=" + step + "." + edge}
+}
+
+// AwaitStopAt waits until the process stands still at the step.
+func (p *Process) AwaitStopAt(step string, limit time.Duration) {
+	p.site.T.Helper()
+	p.site.WaitFor(limit, p.Name+" stands still at "+step, func() bool {
+		return strings.Contains(p.Log(), "stop point "+step) && p.standsStill()
+	})
+}
+
 // dump prints the end of the log.
 func (p *Process) dump(t testing.TB) {
 	t.Logf("===== %s %s (%s)\n%s", p.Role, p.Name, p.Ended(), tail(p.Log()))
